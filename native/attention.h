@@ -1,0 +1,96 @@
+// What the native kernel is asked and what it answers: plain structs and a few functions. No Python
+// and no SIMD types here.
+#pragma once
+
+#include <cstdint>
+#include <functional>
+#include <string>
+#include <vector>
+
+namespace chumoku {
+
+// Keys are walked in tiles of 64, one machine word of mask bits for each query; 16 tiles make a
+// chunk, the unit in which work is split over keys. Both are counted from key 0, whatever the
+// slice of queries, so that a row's sums are always taken in the same order.
+constexpr int kTile = 64;
+constexpr int64_t kChunk = 16 * kTile;
+
+enum class Dtype { f32, f64 };
+
+// A read-only array (batch, heads, rows, columns); strides in bytes, of any sign or zero.
+struct View {
+  const char* data = nullptr;
+  std::vector<int64_t> batch;  // offset of each flattened batch entry
+  int64_t head = 0, row = 0, column = 0;
+
+  const char* at(int64_t b, int64_t h, int64_t r) const {
+    return data + batch[static_cast<size_t>(b)] + h * head + r * row;
+  }
+};
+
+// A lowered mask: leaves and joins, each part's index in `parts`.
+struct MaskNode {
+  enum class Kind { band, runs, equal, boolean, all, any } kind;
+  // band: six numbers for each entry: row_start, row_stop, key_start, key_stop, low, high
+  // runs: start (entries, queries, runs), stop the same; equal: query ids, key ids
+  const int64_t* first = nullptr;
+  const int64_t* second = nullptr;
+  int64_t entries = 0, runs = 0;
+  View cells;  // boolean
+  std::vector<int> parts;
+};
+
+struct Mask {
+  std::vector<MaskNode> nodes;  // the last one is the root
+  int64_t queries = 0, keys = 0;
+};
+
+// Where the facts go: contiguous (batch, heads, rows), null when not watched.
+struct Facts {
+  char* lse = nullptr;
+  char* max_logit = nullptr;
+  char* entropy = nullptr;
+  char* saturation = nullptr;
+  char* flow = nullptr;
+  char* distance = nullptr;
+  int64_t* top_keys = nullptr;  // (batch, heads, rows, top)
+  char* top_weights = nullptr;
+  int64_t top = 0;
+};
+
+struct Problem {
+  Dtype dtype = Dtype::f32;
+  int64_t batch = 0, heads = 0, kv_heads = 0, rows = 0, keys = 0, width = 0, value_width = 0;
+  View query, key, value;
+  char* output = nullptr;               // contiguous (batch, heads, rows, value_width)
+  const int64_t* row_index = nullptr;   // query position of each row; null: row r is query r
+  const int64_t* position = nullptr;    // per batch entry: key position of query 0, for distance
+  const Mask* mask = nullptr;
+  double scale = 1.0;
+  Facts facts;
+
+  int64_t query_of(int64_t row) const { return row_index ? row_index[row] : row; }
+};
+
+// One block of the weight matrix: exp(score - lse) for some rows and keys.
+struct Block {
+  const int64_t* key_index = nullptr;
+  int64_t keys = 0;
+  const char* lse = nullptr;  // contiguous (batch, heads, rows), in the statistics' dtype
+  char* output = nullptr;     // contiguous (batch, heads, rows, keys)
+};
+
+// Asked from the calling thread now and then; true stops the work.
+using Interrupted = std::function<bool()>;
+
+// Returns false when interrupted. Throws std::bad_alloc when the memory is short.
+bool attention(const Problem& problem, int threads, const Interrupted& interrupted);
+bool weights(const Problem& problem, const Block& block, int threads,
+             const Interrupted& interrupted);
+
+// Instruction sets this machine can run, best first; the one in use; pinning one by name.
+std::vector<std::string> instruction_sets();
+std::string instruction_set();
+bool set_instruction_set(const std::string& name);
+
+}  // namespace chumoku

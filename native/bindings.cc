@@ -1,0 +1,191 @@
+// The only file that sees Python: buffers in, plain structs to the kernel.
+#include <nanobind/nanobind.h>
+#include <nanobind/stl/string.h>
+#include <nanobind/stl/vector.h>
+
+#include <deque>
+#include <stdexcept>
+
+#include "attention.h"
+#include "pool.h"
+
+namespace nb = nanobind;
+using namespace chumoku;
+
+namespace {
+
+// The buffers that a call borrows; given back when it ends.
+class Buffers {
+ public:
+  Buffers() = default;
+  Buffers(const Buffers&) = delete;
+  Buffers& operator=(const Buffers&) = delete;
+  ~Buffers() {
+    for (Py_buffer& one : borrowed_) PyBuffer_Release(&one);
+  }
+
+  const Py_buffer& borrow(nb::handle array, bool writable) {
+    Py_buffer view;
+    int flags = PyBUF_STRIDES | PyBUF_FORMAT | (writable ? PyBUF_WRITABLE : 0);
+    if (PyObject_GetBuffer(array.ptr(), &view, flags) != 0) nb::raise_python_error();
+    borrowed_.push_back(view);
+    return borrowed_.back();
+  }
+
+  // Contiguous memory of a whole array, or null for None.
+  template <class T>
+  T* flat(nb::handle array, bool writable = false) {
+    if (array.is_none()) return nullptr;
+    const Py_buffer& view = borrow(array, writable);
+    Py_ssize_t expected = view.itemsize;
+    for (int i = view.ndim - 1; i >= 0; --i) {
+      if (view.shape[i] != 1 && view.len != 0 && view.strides[i] != expected)
+        throw std::invalid_argument("an array that must be contiguous is not");
+      expected *= view.shape[i];
+    }
+    return static_cast<T*>(view.buf);
+  }
+
+ private:
+  std::deque<Py_buffer> borrowed_;
+};
+
+// The view (batch..., heads, rows, columns) of a buffer.
+View view_of(const Py_buffer& b) {
+  if (b.ndim < 3) throw std::invalid_argument("an array has fewer than 3 axes");
+  View view;
+  view.data = static_cast<const char*>(b.buf);
+  view.head = b.strides[b.ndim - 3];
+  view.row = b.strides[b.ndim - 2];
+  view.column = b.strides[b.ndim - 1];
+  view.batch = {0};
+  for (int axis = 0; axis < b.ndim - 3; ++axis) {
+    std::vector<int64_t> longer;
+    for (int64_t start : view.batch)
+      for (Py_ssize_t i = 0; i < b.shape[axis]; ++i) longer.push_back(start + i * b.strides[axis]);
+    view.batch = std::move(longer);
+  }
+  return view;
+}
+
+int add_node(Mask& mask, Buffers& buffers, nb::handle lowered) {
+  nb::tuple fields = nb::cast<nb::tuple>(lowered);
+  std::string kind = nb::cast<std::string>(fields[0]);
+  MaskNode node{};
+  if (kind == "all" || kind == "any") {
+    node.kind = kind == "all" ? MaskNode::Kind::all : MaskNode::Kind::any;
+    for (nb::handle part : fields[1]) node.parts.push_back(add_node(mask, buffers, part));
+  } else if (kind == "boolean") {
+    node.kind = MaskNode::Kind::boolean;
+    node.cells = view_of(buffers.borrow(fields[1], false));
+  } else {
+    const Py_buffer& shape = buffers.borrow(fields[1], false);
+    node.entries = shape.shape[0];
+    node.first = buffers.flat<const int64_t>(fields[1]);
+    if (kind == "band") {
+      node.kind = MaskNode::Kind::band;
+    } else {
+      node.kind = kind == "runs" ? MaskNode::Kind::runs : MaskNode::Kind::equal;
+      node.runs = kind == "runs" ? shape.shape[2] : 0;
+      node.second = buffers.flat<const int64_t>(fields[2]);
+    }
+  }
+  mask.nodes.push_back(std::move(node));
+  return static_cast<int>(mask.nodes.size()) - 1;
+}
+
+Problem problem_of(Buffers& buffers, nb::handle query, nb::handle key, double scale) {
+  const Py_buffer& q = buffers.borrow(query, false);
+  const Py_buffer& k = buffers.borrow(key, false);
+  Problem p;
+  p.dtype = q.format[0] == 'd' ? Dtype::f64 : Dtype::f32;
+  p.query = view_of(q);
+  p.key = view_of(k);
+  p.batch = static_cast<int64_t>(p.query.batch.size());
+  p.heads = q.shape[q.ndim - 3];
+  p.rows = q.shape[q.ndim - 2];
+  p.width = q.shape[q.ndim - 1];
+  p.kv_heads = k.shape[k.ndim - 3];
+  p.keys = k.shape[k.ndim - 2];
+  p.scale = scale;
+  return p;
+}
+
+// `queries` is the length that the mask was lowered for.
+void set_mask(Problem& p, Mask& mask, Buffers& buffers, nb::handle lowered, int64_t queries) {
+  if (lowered.is_none()) return;
+  mask.queries = queries;
+  mask.keys = p.keys;
+  add_node(mask, buffers, lowered);
+  p.mask = &mask;
+}
+
+// Ctrl-C is looked for from inside a long call; signals reach the main thread only.
+bool interrupted() {
+  nb::gil_scoped_acquire gil;
+  return PyErr_CheckSignals() != 0;
+}
+
+template <class Work>
+void without_gil(const Work& work) {
+  bool finished;
+  {
+    nb::gil_scoped_release release;
+    finished = work();
+  }
+  if (!finished) nb::raise_python_error();
+}
+
+void run_attention(nb::handle query, nb::handle key, nb::handle value, nb::handle output,
+                   double scale, nb::handle mask_form, int64_t queries, nb::handle row_index,
+                   nb::handle position, nb::dict facts, int64_t top) {
+  Buffers buffers;
+  Mask mask;
+  Problem p = problem_of(buffers, query, key, scale);
+  const Py_buffer& v = buffers.borrow(value, false);
+  p.value = view_of(v);
+  p.value_width = v.shape[v.ndim - 1];
+  p.output = buffers.flat<char>(output, true);
+  p.row_index = buffers.flat<const int64_t>(row_index);
+  p.position = buffers.flat<const int64_t>(position);
+  set_mask(p, mask, buffers, mask_form, queries);
+  auto fact = [&](const char* name) {
+    return facts.contains(name) ? buffers.flat<char>(facts[name], true) : nullptr;
+  };
+  p.facts = {fact("lse"),  fact("max_logit"), fact("entropy"), fact("saturation"),
+             fact("flow"), fact("distance"),  reinterpret_cast<int64_t*>(fact("top_keys")),
+             fact("top_weights"), top};
+  without_gil([&] { return attention(p, threads(), interrupted); });
+}
+
+void run_weights(nb::handle query, nb::handle key, nb::handle lse, nb::handle output, double scale,
+                 nb::handle mask_form, int64_t queries, nb::handle row_index,
+                 nb::handle key_index) {
+  Buffers buffers;
+  Mask mask;
+  Problem p = problem_of(buffers, query, key, scale);
+  p.row_index = buffers.flat<const int64_t>(row_index);
+  set_mask(p, mask, buffers, mask_form, queries);
+  const Py_buffer& out = buffers.borrow(output, true);
+  Block block{buffers.flat<const int64_t>(key_index), out.shape[out.ndim - 1],
+              buffers.flat<const char>(lse), static_cast<char*>(out.buf)};
+  without_gil([&] { return weights(p, block, threads(), interrupted); });
+}
+
+}  // namespace
+
+NB_MODULE(_native, m) {
+  m.doc() = "The native kernel of chumoku; chumoku.kernels.native hands arrays to it.";
+  m.def("attention", &run_attention, nb::arg("query"), nb::arg("key"), nb::arg("value"),
+        nb::arg("output"), nb::arg("scale"), nb::arg("mask").none(), nb::arg("queries"),
+        nb::arg("row_index").none(), nb::arg("position").none(), nb::arg("facts"), nb::arg("top"));
+  m.def("weights", &run_weights, nb::arg("query"), nb::arg("key"), nb::arg("lse"),
+        nb::arg("output"), nb::arg("scale"), nb::arg("mask").none(), nb::arg("queries"),
+        nb::arg("row_index").none(), nb::arg("key_index").none());
+  m.def("threads", &threads, "Threads that a call may use.");
+  m.def("set_threads", &set_threads, nb::arg("count"));
+  m.def("instruction_set", &instruction_set, "The instruction set in use.");
+  m.def("instruction_sets", &instruction_sets, "Those this machine can run, best first.");
+  m.def("set_instruction_set", &set_instruction_set, nb::arg("name"),
+        "Pins one; False when it is unknown or cannot run here.");
+}

@@ -1,0 +1,159 @@
+#include "mask.h"
+
+namespace chumoku {
+namespace {
+
+Range band(const MaskNode& node, const Place& place) {
+  const int64_t* f = node.first + 6 * (node.entries == 1 ? 0 : place.batch);
+  if (place.query < f[0] || place.query >= f[1]) return {};
+  return {std::max(f[2], place.query + f[4]), std::min(f[3], place.query + f[5] + 1)};
+}
+
+const int64_t* runs_of(const int64_t* table, const MaskNode& node, const Mask& mask,
+                       const Place& place) {
+  int64_t entry = node.entries == 1 ? 0 : place.batch;
+  return table + (entry * mask.queries + place.query) * node.runs;
+}
+
+Range node_hull(const Mask& mask, const MaskNode& node, const Place& place) {
+  Range whole{0, mask.keys};
+  switch (node.kind) {
+    case MaskNode::Kind::band:
+      return band(node, place);
+    case MaskNode::Kind::runs: {
+      const int64_t* start = runs_of(node.first, node, mask, place);
+      const int64_t* stop = runs_of(node.second, node, mask, place);
+      Range range{mask.keys, 0};
+      for (int64_t r = 0; r < node.runs; ++r)
+        if (start[r] < stop[r])
+          range = {std::min(range.start, start[r]), std::max(range.stop, stop[r])};
+      return range;
+    }
+    case MaskNode::Kind::all:
+      for (int part : node.parts) {
+        Range range = node_hull(mask, mask.nodes[static_cast<size_t>(part)], place);
+        whole = {std::max(whole.start, range.start), std::min(whole.stop, range.stop)};
+      }
+      return whole;
+    case MaskNode::Kind::any: {
+      Range joined{mask.keys, 0};
+      for (int part : node.parts) {
+        Range range = node_hull(mask, mask.nodes[static_cast<size_t>(part)], place);
+        if (!range.empty())
+          joined = {std::min(joined.start, range.start), std::max(joined.stop, range.stop)};
+      }
+      return joined;
+    }
+    default:
+      return whole;
+  }
+}
+
+Range node_solid(const Mask& mask, const MaskNode& node, const Place& place) {
+  switch (node.kind) {
+    case MaskNode::Kind::band:
+      return band(node, place);
+    case MaskNode::Kind::runs: {
+      const int64_t* start = runs_of(node.first, node, mask, place);
+      const int64_t* stop = runs_of(node.second, node, mask, place);
+      Range widest;
+      for (int64_t r = 0; r < node.runs; ++r)
+        if (stop[r] - start[r] > widest.stop - widest.start) widest = {start[r], stop[r]};
+      return widest;
+    }
+    case MaskNode::Kind::all: {
+      Range common{0, mask.keys};
+      for (int part : node.parts) {
+        Range range = node_solid(mask, mask.nodes[static_cast<size_t>(part)], place);
+        common = {std::max(common.start, range.start), std::min(common.stop, range.stop)};
+      }
+      return common;
+    }
+    case MaskNode::Kind::any: {
+      Range widest;
+      for (int part : node.parts) {
+        Range range = node_solid(mask, mask.nodes[static_cast<size_t>(part)], place);
+        if (range.stop - range.start > widest.stop - widest.start) widest = range;
+      }
+      return widest;
+    }
+    default:
+      return {};
+  }
+}
+
+uint64_t cells_word(const char* cell, int64_t stride, int64_t count) {
+  uint64_t bits = 0;
+  if (stride == 1) {
+    // Eight bytes of 0 or 1 become eight bits: the product gathers them in the top byte.
+    int64_t j = 0;
+    for (; j + 8 <= count; j += 8) {
+      uint64_t eight;
+      __builtin_memcpy(&eight, cell + j, 8);
+      bits |= ((eight * 0x0102040810204080ull) >> 56) << j;
+    }
+    for (; j < count; ++j) bits |= uint64_t{cell[j] != 0} << j;
+    return bits;
+  }
+  for (int64_t j = 0; j < count; ++j) bits |= uint64_t{cell[j * stride] != 0} << j;
+  return bits;
+}
+
+uint64_t node_word(const Mask& mask, const MaskNode& node, const Place& place, int64_t first,
+                   int64_t count) {
+  switch (node.kind) {
+    case MaskNode::Kind::band:
+      return range_word(band(node, place), first);
+    case MaskNode::Kind::runs: {
+      const int64_t* start = runs_of(node.first, node, mask, place);
+      const int64_t* stop = runs_of(node.second, node, mask, place);
+      uint64_t bits = 0;
+      for (int64_t r = 0; r < node.runs; ++r) bits |= range_word({start[r], stop[r]}, first);
+      return bits;
+    }
+    case MaskNode::Kind::equal: {
+      int64_t entry = node.entries == 1 ? 0 : place.batch;
+      int64_t mine = node.first[entry * mask.queries + place.query];
+      const int64_t* ids = node.second + entry * mask.keys + first;
+      uint64_t bits = 0;
+      for (int64_t j = 0; j < count; ++j) bits |= uint64_t{ids[j] == mine} << j;
+      return bits;
+    }
+    case MaskNode::Kind::boolean: {
+      const View& cells = node.cells;
+      return cells_word(cells.at(place.batch, place.head, place.query) + first * cells.column,
+                        cells.column, count);
+    }
+    case MaskNode::Kind::all: {
+      uint64_t bits = ~uint64_t{0};
+      for (int part : node.parts)
+        if (bits) bits &= node_word(mask, mask.nodes[static_cast<size_t>(part)], place, first, count);
+      return bits;
+    }
+    case MaskNode::Kind::any: {
+      uint64_t bits = 0;
+      for (int part : node.parts)
+        bits |= node_word(mask, mask.nodes[static_cast<size_t>(part)], place, first, count);
+      return bits;
+    }
+  }
+  return 0;
+}
+
+}  // namespace
+
+Range hull(const Mask& mask, const Place& place) {
+  Range range = node_hull(mask, mask.nodes.back(), place);
+  return {std::max<int64_t>(0, range.start), std::min(mask.keys, range.stop)};
+}
+
+Range solid(const Mask& mask, const Place& place) {
+  Range range = node_solid(mask, mask.nodes.back(), place);
+  return {std::max<int64_t>(0, range.start), std::min(mask.keys, range.stop)};
+}
+
+uint64_t word(const Mask& mask, const Place& place, int64_t first, int64_t count) {
+  return node_word(mask, mask.nodes.back(), place, first, count) & low_bits(count);
+}
+
+}  // namespace chumoku

@@ -1,0 +1,69 @@
+// What each instruction set's build of tile.cc offers to attention.cc.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <cstdlib>
+#include <new>
+
+#include "attention.h"
+
+namespace chumoku {
+
+// Memory of one worker: aligned, kept for the call, never cleared.
+class Scratch {
+ public:
+  Scratch() = default;
+  Scratch(const Scratch&) = delete;
+  Scratch& operator=(const Scratch&) = delete;
+  ~Scratch() { std::free(memory_); }
+
+  char* get(size_t bytes) {
+    if (bytes > size_) {
+      std::free(memory_);
+      size_ = 0;
+      memory_ = static_cast<char*>(std::aligned_alloc(64, (bytes + 63) / 64 * 64));
+      if (!memory_) throw std::bad_alloc();
+      size_ = bytes;
+    }
+    return memory_;
+  }
+
+ private:
+  char* memory_ = nullptr;
+  size_t size_ = 0;
+};
+
+// Some rows of the heads that share one key head: row r of the group is row r % rows of head
+// kv_head * group + r / rows.
+struct Panel {
+  int64_t batch, kv_head, first, rows;
+};
+
+struct Table {
+  const char* name;
+  int64_t most_rows;  // rows of the largest panel
+  int64_t unit;       // rows are dealt out in multiples of this
+
+  // All keys of a panel, finished into the output.
+  void (*whole)(const Problem&, const Panel&, Scratch&);
+  // One chunk of keys of a panel, its state left in `part`.
+  void (*chunk)(const Problem&, const Panel&, int64_t chunk, char* part, Scratch&);
+  size_t (*part_bytes)(const Problem&, int64_t rows);
+  void (*clear)(const Problem&, int64_t rows, char* total);
+  // total <- total and part; parts come in the order of their chunks.
+  void (*merge)(const Problem&, int64_t rows, char* total, const char* part);
+  void (*finish)(const Problem&, const Panel&, char* total);
+  void (*weights)(const Problem&, const Block&, const Panel&, Scratch&);
+};
+
+#define CHUMOKU_DECLARE(isa)              \
+  namespace isa {                         \
+  extern const Table table_f32, table_f64; \
+  }
+CHUMOKU_DECLARE(baseline)
+CHUMOKU_DECLARE(avx2)
+CHUMOKU_DECLARE(avx512)
+#undef CHUMOKU_DECLARE
+
+}  // namespace chumoku

@@ -1,0 +1,39 @@
+"""chumoku: exact attention that shows where it looks."""
+
+from chumoku.attention import attention, weights
+from chumoku.dropout import Dropout
+from chumoku.errors import ChumokuError, InvalidArgumentError, InvalidTypeError, UnavailableError
+from chumoku.mask import Causal, Cells, Chunks, Custom, Documents, Lengths, Mask, Prefix, Window
+from chumoku.multihead import Cache, MultiHeadAttention
+from chumoku.record import Recording, label, recording
+from chumoku.statistics import Statistics, Watch
+from chumoku.steps import Steps, steps
+
+__all__ = [
+    "Cache",
+    "Causal",
+    "Cells",
+    "Chunks",
+    "ChumokuError",
+    "Custom",
+    "Documents",
+    "Dropout",
+    "InvalidArgumentError",
+    "InvalidTypeError",
+    "Lengths",
+    "Mask",
+    "MultiHeadAttention",
+    "Prefix",
+    "Recording",
+    "Statistics",
+    "Steps",
+    "UnavailableError",
+    "Watch",
+    "Window",
+    "attention",
+    "label",
+    "recording",
+    "steps",
+    "weights",
+]
+__version__ = "0.1.0"

@@ -1,0 +1,386 @@
+"""Scene: where a model looks in one text. The one data form that every view draws.
+
+`to_json` turns a scene, and the result of any other command, into plain dicts, lists and numbers
+in full precision; docs/reference/scene.md describes the fields. Nothing in here is a sentence:
+views find their words in `chumoku.words`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, fields, is_dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+if TYPE_CHECKING:
+    from chumoku.models import Encoder, Encoding
+    from chumoku.tokens import Token
+
+Floats = NDArray[np.float64]
+
+# A column that gathers this share of all attention is called a sink (Gu et al. 2024 use 0.3).
+SINK = 0.3
+
+
+@dataclass(frozen=True)
+class Look:
+    """One key and the weight it gets."""
+
+    key: int
+    weight: float
+
+
+@dataclass(frozen=True)
+class Row:
+    """Where one token looks.
+
+    Attributes
+    ----------
+    query : int
+        Index of the token that looks.
+    raw : tuple of Look
+        Its largest weights, as they are; all weights of the row sum to 1.
+    words : tuple of Look
+        The same with the special tokens left out: the remaining weights divided by their sum.
+        Empty for a special token.
+    to_words : float
+        That sum: the share of the attention that stays among the words.
+    """
+
+    query: int
+    raw: tuple[Look, ...]
+    words: tuple[Look, ...]
+    to_words: float
+
+
+@dataclass(frozen=True)
+class Gaze:
+    """The weights of one head, or the mean of several, over the whole text.
+
+    Attributes
+    ----------
+    layer, head : int or None
+        None means the mean over all of them. Both count from 0.
+    weights : (tokens, tokens) float64
+        Raw weights, rows look at columns.
+    rows : tuple of Row
+        One for each token.
+    """
+
+    layer: int | None
+    head: int | None
+    weights: Floats
+    rows: tuple[Row, ...]
+
+
+@dataclass(frozen=True)
+class Sink:
+    """The token on which the most attention lands, and its share of all attention."""
+
+    key: int
+    share: float
+
+    @property
+    def rests(self) -> bool:
+        """Whether so much lands there that it counts as a sink."""
+        return self.share >= SINK
+
+
+@dataclass(frozen=True)
+class HeadPart:
+    """One head of a layer, for one token.
+
+    Attributes
+    ----------
+    head : int
+    row : Row
+        Where it looks.
+    norm : float
+        Length of the vector it adds to the joined result: its part after the output matrix.
+    """
+
+    head: int
+    row: Row
+    norm: float
+
+
+@dataclass(frozen=True)
+class Query:
+    """The heads of one layer side by side, for one token.
+
+    Attributes
+    ----------
+    token, layer : int
+    chosen : bool
+        Whether the layer was asked for; otherwise it is the one whose heads look the most at
+        words from this token.
+    heads : tuple of HeadPart
+    joined : float
+        Length of the sum of the heads' parts.
+    """
+
+    token: int
+    layer: int
+    chosen: bool
+    heads: tuple[HeadPart, ...]
+    joined: float
+
+
+@dataclass(frozen=True)
+class Change:
+    """What silencing heads did.
+
+    Attributes
+    ----------
+    silenced : tuple of (layer, head)
+    before : Gaze
+        Where the tokens looked with every head heard.
+    moved : tuple of float
+        For each token, the share of its attention that went elsewhere: half the sum of the
+        absolute differences of its raw weights.
+    state : tuple of float
+        For each token, the length of the change of its final state, relative to the state before.
+    cosine : tuple of float
+        For each token, the cosine between its final states before and after.
+    """
+
+    silenced: tuple[tuple[int, int], ...]
+    before: Gaze
+    moved: tuple[float, ...]
+    state: tuple[float, ...]
+    cosine: tuple[float, ...]
+
+
+@dataclass(frozen=True)
+class Model:
+    """What is known of a model at a glance."""
+
+    name: str
+    layers: int
+    heads: int
+    width: int
+    positions: int
+
+
+@dataclass(frozen=True)
+class Scene:
+    """Where a model looks in one text.
+
+    Attributes
+    ----------
+    model : Model
+    text : str
+    tokens : tuple of Token
+        text, id, start, end (offsets in the text, -1 for special tokens), special.
+    left_out : int
+        Tokens that did not fit into the model's positions and were cut off at the end.
+    gaze : Gaze
+        What was asked for: one head, the mean of a layer, or the mean of all heads.
+    heads : tuple of Gaze
+        Every head of the layer, when a layer was asked for and no head.
+    sink : Sink
+    sharpest : (layer, head)
+        The head that looks the most decidedly from word to other word.
+    query : Query or None
+    change : Change or None
+    """
+
+    model: Model
+    text: str
+    tokens: tuple[Token, ...]
+    left_out: int
+    gaze: Gaze
+    heads: tuple[Gaze, ...]
+    sink: Sink
+    sharpest: tuple[int, int]
+    query: Query | None = None
+    change: Change | None = None
+
+
+def scene(
+    encoder: Encoder,
+    text: str,
+    encoding: Encoding,
+    *,
+    layer: int | None = None,
+    head: int | None = None,
+    query: int | None = None,
+    top: int = 3,
+    before: Encoding | None = None,
+    silenced: Collection[tuple[int, int]] = (),
+) -> Scene:
+    """The scene of one encoded text.
+
+    Parameters
+    ----------
+    encoder, text, encoding
+        The model, the text, and what `encoder.encode(text)` gave.
+    layer, head : int, optional
+        Which head, or the mean of which layer; the mean of all heads when not given.
+    query : int, optional
+        Token for which the heads of a layer are put side by side.
+    top : int
+        How many keys each row names.
+    before : Encoding, optional
+        The same text with every head heard, when `encoding` is without the heads in `silenced`.
+    """
+    special = np.array([token.special for token in encoding.tokens], dtype=bool)
+    weights = _mean(encoder, encoding, layer, head)
+    heads: tuple[Gaze, ...] = ()
+    if layer is not None and head is None:
+        each = np.asarray(encoding.weights(layer), dtype=np.float64)
+        heads = tuple(gaze(w, special, layer, h, top) for h, w in enumerate(each))
+    received = weights.mean(axis=0)
+    change = None
+    if before is not None:
+        change = _change(encoder, encoding, before, weights, (layer, head, top), silenced)
+    return Scene(
+        model=model_of(encoder),
+        text=text,
+        tokens=tuple(encoding.tokens),
+        left_out=int(encoding.truncated),
+        gaze=gaze(weights, special, layer, head, top),
+        heads=heads,
+        sink=Sink(int(received.argmax()), float(received.max())),
+        sharpest=_sharpest(encoder, encoding, special),
+        query=None if query is None else _query(encoder, encoding, special, query, layer, top),
+        change=change,
+    )
+
+
+def model_of(encoder: Encoder) -> Model:
+    """Name and sizes of an encoder."""
+    return Model(
+        encoder.name, len(encoder.layers), encoder.heads, encoder.width, encoder.positions
+    )
+
+
+def gaze(
+    weights: Floats, special: NDArray[np.bool_], layer: int | None, head: int | None, top: int
+) -> Gaze:
+    """The rows of a (tokens, tokens) matrix of weights."""
+    rows = tuple(row(i, weights[i], special, top) for i in range(len(weights)))
+    return Gaze(layer, head, weights, rows)
+
+
+def row(query: int, weights: Floats, special: NDArray[np.bool_], top: int) -> Row:
+    """Where one token looks, raw and with the special tokens left out."""
+    to_words = float(weights[~special].sum())
+    words: tuple[Look, ...] = ()
+    if not special[query] and to_words > 0:
+        words = _top(among_words(weights, special), top, ~special)
+    return Row(query, _top(weights, top, np.ones_like(special)), words, to_words)
+
+
+def among_words(weights: Floats, special: NDArray[np.bool_]) -> Floats:
+    """Weights (..., keys) with the special keys left out: the rest divided by its sum."""
+    kept = np.where(special, 0.0, weights)
+    total = kept.sum(axis=-1, keepdims=True)
+    shared: Floats = np.divide(kept, total, out=np.zeros_like(kept), where=total > 0)
+    return shared
+
+
+def to_json(value: Any) -> Any:
+    """Dataclasses, arrays and NumPy numbers as plain dicts, lists and numbers, nothing rounded."""
+    if is_dataclass(value) and not isinstance(value, type):
+        return {field.name: to_json(getattr(value, field.name)) for field in fields(value)}
+    if isinstance(value, dict):
+        return {str(key): to_json(item) for key, item in value.items()}
+    if isinstance(value, np.ndarray):
+        return to_json(value.tolist())
+    if isinstance(value, np.generic):
+        return to_json(value.item())
+    if isinstance(value, (frozenset, set)):
+        return [to_json(item) for item in sorted(value)]
+    if isinstance(value, Sequence) and not isinstance(value, str):
+        return [to_json(item) for item in value]
+    if isinstance(value, float) and not np.isfinite(value):
+        return None
+    return value
+
+
+def _top(weights: Floats, count: int, allowed: NDArray[np.bool_]) -> tuple[Look, ...]:
+    """The largest of the allowed weights; equal ones in the order of the text."""
+    order = [int(k) for k in np.argsort(-weights, kind="stable") if allowed[k]]
+    return tuple(Look(k, float(weights[k])) for k in order[:count])
+
+
+def _mean(encoder: Encoder, encoding: Encoding, layer: int | None, head: int | None) -> Floats:
+    """One head, the mean of a layer, or the mean of all heads, in float64."""
+    if layer is None:
+        total = np.zeros((len(encoding.tokens), len(encoding.tokens)))
+        for index in range(len(encoder.layers)):
+            total += np.asarray(encoding.weights(index), dtype=np.float64).mean(axis=0)
+        return total / len(encoder.layers)
+    if head is None:
+        mean: Floats = np.asarray(encoding.weights(layer), dtype=np.float64).mean(axis=0)
+        return mean
+    return np.asarray(encoding.weights(layer, head), dtype=np.float64)
+
+
+def _sharpest(
+    encoder: Encoder, encoding: Encoding, special: NDArray[np.bool_]
+) -> tuple[int, int]:
+    """The head with the largest mean, over the words, of the weight on one other word."""
+    words = np.flatnonzero(~special)
+    if words.size < 2:
+        return (0, 0)
+    best, found = -1.0, (0, 0)
+    for layer in range(len(encoder.layers)):
+        block = np.asarray(encoding.weights(layer))[:, words[:, None], words]
+        block = np.where(np.eye(words.size, dtype=bool), 0.0, block)
+        score = block.max(axis=-1).mean(axis=-1)
+        if score.max() > best:
+            best, found = float(score.max()), (layer, int(score.argmax()))
+    return found
+
+
+def _query(
+    encoder: Encoder,
+    encoding: Encoding,
+    special: NDArray[np.bool_],
+    token: int,
+    layer: int | None,
+    top: int,
+) -> Query:
+    chosen = layer is not None
+    if layer is None:
+        among = [
+            float(np.asarray(encoding.weights(index))[:, token, ~special].sum())
+            for index in range(len(encoder.layers))
+        ]
+        layer = int(np.argmax(among))
+    weights = np.asarray(encoding.weights(layer), dtype=np.float64)[:, token]
+    norms = np.asarray(encoding.norms(layer), dtype=np.float64)[:, token]
+    parts = np.asarray(encoding.traces[layer].parts, dtype=np.float64)[:, token]
+    heads = tuple(
+        HeadPart(h, row(token, weights[h], special, top), float(norms[h]))
+        for h in range(len(weights))
+    )
+    return Query(token, layer, chosen, heads, float(np.linalg.norm(parts.sum(axis=0))))
+
+
+def _change(
+    encoder: Encoder,
+    after: Encoding,
+    before: Encoding,
+    weights: Floats,
+    shown: tuple[int | None, int | None, int],
+    silenced: Collection[tuple[int, int]],
+) -> Change:
+    layer, head, top = shown
+    special = np.array([token.special for token in before.tokens], dtype=bool)
+    was = _mean(encoder, before, layer, head)
+    old = np.asarray(before.states, dtype=np.float64)
+    new = np.asarray(after.states, dtype=np.float64)
+    length = np.linalg.norm(old, axis=-1)
+    cosine = (old * new).sum(axis=-1) / (length * np.linalg.norm(new, axis=-1))
+    return Change(
+        silenced=tuple(sorted(silenced)),
+        before=gaze(was, special, layer, head, top),
+        moved=tuple((np.abs(weights - was).sum(axis=-1) / 2).tolist()),
+        state=tuple((np.linalg.norm(new - old, axis=-1) / length).tolist()),
+        cosine=tuple(cosine.tolist()),
+    )

@@ -1,0 +1,263 @@
+"""Ink: pieces of text with a meaning, measured in terminal cells, and written out as ANSI text.
+
+Drawings are lists of lines, a line is a tuple of spans. Only `write` knows colours, and only
+`visible` decides which characters may reach a terminal.
+"""
+
+from __future__ import annotations
+
+import unicodedata
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import lru_cache
+from io import StringIO
+from types import ModuleType
+from typing import Literal, TypeAlias
+
+from chumoku.errors import UnavailableError
+
+Ink: TypeAlias = Literal["plain", "strong", "quiet", "accent", "loud"]
+
+# 朱色, the vermilion with which a teacher marks what deserves attention. Contrast 3.4 on white and
+# 6.1 on black; one hue, so that nothing depends on telling two colours apart.
+ACCENT = "#e0600f"
+_STYLES: dict[Ink, str] = {
+    "plain": "",
+    "strong": "bold",
+    "quiet": "dim",
+    "accent": ACCENT,
+    "loud": f"bold {ACCENT}",
+}
+
+_EIGHTHS = " ▏▎▍▌▋▊▉█"
+_HEIGHTS = "·▁▂▃▄▅▆▇█"
+_PLAIN_HEIGHTS = ".:-=+*%#@"
+# May not begin a line of Japanese.
+_CLOSERS = "、。，．・：；？！）」』】〉》ー々%％,.!?:;)"
+_OPENERS = "（「『【〈《("
+
+
+@dataclass(frozen=True)
+class Span:
+    """Text of one meaning; `bar` (filled part, cells) marks a bar, which SVG draws as a shape."""
+
+    text: str
+    ink: Ink = "plain"
+    bar: tuple[float, int] | None = None
+    level: float | None = None
+
+
+Line: TypeAlias = tuple[Span, ...]
+
+
+@dataclass(frozen=True)
+class Page:
+    """What is drawn on.
+
+    Attributes
+    ----------
+    width : int
+        Cells in a line.
+    lang : "en" or "ja"
+    encoding : str
+        Of the output; what it cannot say is written with backslashes.
+    """
+
+    width: int = 80
+    lang: str = "en"
+    encoding: str = "utf-8"
+
+    @property
+    def blocks(self) -> bool:
+        """Whether block characters may be used."""
+        return _speaks(self.encoding, _EIGHTHS + _HEIGHTS + "›→×√…")
+
+    def visible(self, text: str) -> str:
+        """`text` as it may be shown here."""
+        return visible(text, self.encoding)
+
+    def sign(self, rich: str, plain: str) -> str:
+        """The character itself, or its stand-in where the encoding lacks it."""
+        return rich if self.blocks else plain
+
+
+@lru_cache(maxsize=16)
+def _speaks(encoding: str, text: str) -> bool:
+    try:
+        text.encode(encoding)
+    except (UnicodeEncodeError, LookupError):
+        return False
+    return True
+
+
+def visible(text: str, encoding: str = "utf-8") -> str:
+    """`text` with everything that could steer a terminal written out instead.
+
+    Control characters become their pictures (ESC is shown as ␛), invisible and direction-changing
+    characters their escapes, and a combining mark without a base gets one.
+    """
+    shown = []
+    for place, character in enumerate(text):
+        code, kind = ord(character), unicodedata.category(character)
+        if code < 0x20:
+            shown.append(chr(0x2400 + code))
+        elif code == 0x7F:
+            shown.append("\u2421")
+        elif character == "\u200d" and 0 < place < len(text) - 1:
+            shown.append(character)
+        elif kind in ("Cc", "Cf", "Cs", "Zl", "Zp"):
+            shown.append(f"\\u{code:04x}" if code < 0x10000 else f"\\U{code:08x}")
+        elif place == 0 and kind.startswith("M"):
+            shown.append("\u25cc" + character)
+        else:
+            shown.append(character)
+    return "".join(shown).encode(encoding, "backslashreplace").decode(encoding)
+
+
+def cells(text: str) -> int:
+    """Terminal cells that a text takes: 2 for a wide character, 0 for a combining mark."""
+    if text.isascii():
+        return len(text)
+    return max(0, _wcwidth().wcswidth(text))
+
+
+def length(line: Iterable[Span]) -> int:
+    """Cells of a line."""
+    return sum(cells(span.text) for span in line)
+
+
+def fit(text: str, width: int, page: Page, *, right: bool = False) -> str:
+    """`text` in exactly `width` cells: padded, or cut with an ellipsis."""
+    if cells(text) > width:
+        text = _cut(text, width, page)
+    padding = " " * (width - cells(text))
+    return padding + text if right else text + padding
+
+
+def _cut(text: str, width: int, page: Page) -> str:
+    mark = page.sign("…", "~")
+    kept, used = "", 0
+    for grapheme in _wcwidth().iter_graphemes(text):
+        size = cells(grapheme)
+        if used + size > width - 1:
+            break
+        kept, used = kept + grapheme, used + size
+    return kept + mark if width > 0 else ""
+
+
+def bar(share: float, width: int, page: Page, ink: Ink = "accent") -> Span:
+    """A bar of `width` cells, filled to `share` of it in eighths of a cell."""
+    share = min(max(share, 0.0), 1.0)
+    if not page.blocks:
+        return Span(("#" * round(share * width)).ljust(width), ink)
+    eighths = round(share * width * 8)
+    if share > 0.005:
+        eighths = max(eighths, 1)
+    full, rest = divmod(eighths, 8)
+    text = "█" * full + (_EIGHTHS[rest] if rest else "")
+    return Span(text.ljust(width), ink, bar=(eighths / 8, width))
+
+
+def level(share: float, width: int, page: Page) -> Span:
+    """A cell of a map: a block as high as `share`, the same ink at every height."""
+    step = min(8, int(max(share, 0.0) * 8 + 0.5))
+    glyph = (_HEIGHTS if page.blocks else _PLAIN_HEIGHTS)[step]
+    if step == 0:
+        return Span(glyph.center(width), "quiet")
+    return Span(glyph * width, "accent", level=step / 8)
+
+
+def percent(share: float) -> str:
+    """A share as people say it, in 5 cells."""
+    if 0 < share < 0.005:
+        return " <1 %"
+    return f"{share * 100:3.0f} %"
+
+
+def wrap(text: str, width: int) -> list[str]:
+    """Lines of at most `width` cells: broken at spaces, and between wide characters."""
+    pieces: list[str] = []
+    for character in text:
+        glued = bool(pieces) and (
+            character in _CLOSERS
+            or pieces[-1][-1] in _OPENERS
+            or (cells(character) < 2 and cells(pieces[-1][-1]) < 2 and pieces[-1][-1] != " ")
+        )
+        if glued:
+            pieces[-1] += character
+        else:
+            pieces.append(character)
+    lines = [""]
+    for piece in pieces:
+        if cells(lines[-1]) + cells(piece.rstrip()) > width and lines[-1].strip():
+            lines.append("")
+            piece = piece.lstrip()
+        lines[-1] += piece
+    return [line.rstrip() for line in lines]
+
+
+def title(page: Page, text: str, note: str = "") -> list[Line]:
+    """A heading, and a quiet note that goes below it."""
+    lines: list[Line] = [(), (Span("  "), Span(page.sign("▎", "| "), "accent"), Span(text, "strong"))]
+    if note:
+        lines += paragraph(page, note, "quiet")
+    return [*lines, ()]
+
+
+def paragraph(page: Page, text: str, ink: Ink = "plain", indent: int = 3) -> list[Line]:
+    """A sentence, broken to the width of the page."""
+    room = min(page.width, 88) - indent - 1
+    return [(Span(" " * indent), Span(part, ink)) for part in wrap(text, room)]
+
+
+def write(lines: Iterable[Line], page: Page, *, colour: bool) -> str:
+    """The drawing as one text; without colour it holds no escape codes at all.
+
+    Raises
+    ------
+    UnavailableError
+        When rich is not installed.
+    """
+    try:
+        from rich.console import Console
+        from rich.text import Text
+    except ImportError as error:
+        raise missing("rich") from error
+    out = StringIO()
+    console = Console(
+        file=out,
+        width=page.width,
+        force_terminal=colour,
+        color_system="auto" if colour else None,
+        no_color=not colour,
+        markup=False,
+        highlight=False,
+        emoji=False,
+        legacy_windows=False,
+    )
+    for line in lines:
+        text = Text()
+        for span in line:
+            text.append(page.visible(span.text), style=_STYLES[span.ink])
+        text.rstrip()
+        console.print(text, soft_wrap=True)
+    return out.getvalue()
+
+
+def missing(package: str) -> UnavailableError:
+    """The error for a package that the views need."""
+    return UnavailableError(
+        package,
+        got="a Python without it",
+        expected="one with the packages that the commands draw with",
+        cure='Install them with: pip install "chumoku[look]"',
+    )
+
+
+@lru_cache(maxsize=1)
+def _wcwidth() -> ModuleType:
+    try:
+        import wcwidth
+    except ImportError as error:
+        raise missing("wcwidth") from error
+    return wcwidth

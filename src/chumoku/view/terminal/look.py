@@ -1,0 +1,390 @@
+"""Drawing a scene: where each token looks, the map, the heads side by side, what silencing did."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from chumoku.view.scene import Change, Floats, Gaze, Look, Query, Row, Scene, among_words
+from chumoku.view.terminal.ink import (
+    Ink,
+    Line,
+    Page,
+    Span,
+    bar,
+    cells,
+    fit,
+    length,
+    level,
+    paragraph,
+    percent,
+    title,
+    wrap,
+)
+from chumoku.words import say
+
+# Rows that are shown unless all are asked for, and rows up to which each gets air around it.
+ROWS = 12
+AIRY = 8
+# The widest a drawing gets: longer bars say nothing more.
+WIDEST = 104
+
+
+class Names:
+    """Tokens as they are written in a drawing; a text that occurs twice carries its index."""
+
+    def __init__(self, scene: Scene, page: Page) -> None:
+        texts = [page.visible(token.text) for token in scene.tokens]
+        self.page = page
+        self.special = np.array([token.special for token in scene.tokens], dtype=bool)
+        self.plain = [text if text.strip() else page.sign("␣", "_") for text in texts]
+        self.texts = [
+            f"{text}#{i}" if self.plain.count(text) > 1 else text
+            for i, text in enumerate(self.plain)
+        ]
+
+    def __getitem__(self, index: int) -> str:
+        return self.texts[index]
+
+    def room(self, keys: Sequence[int], most: int) -> int:
+        """Cells for the widest of these tokens, within bounds."""
+        return min(max((cells(self.texts[k]) for k in keys), default=1), most)
+
+    def ink(self, index: int, ink: Ink = "plain") -> Ink:
+        """Special tokens stay in the background."""
+        return "quiet" if self.special[index] else ink
+
+
+def look(scene: Scene, page: Page, *, every: bool = False) -> list[Line]:
+    """The whole drawing of a scene."""
+    names = Names(scene, page)
+    lines = [*header(scene, names, page)]
+    if scene.change is not None:
+        lines += _changed(scene, scene.change, names, page, every)
+    if scene.query is None:
+        lines += _rows(scene, names, page, every)
+        lines += _sink(scene, names, page)
+        if scene.change is None:
+            lines += _maps(scene.gaze.weights, names, page)
+        if scene.heads:
+            lines += _heads(scene, names, page)
+    else:
+        lines += _query(scene.query, names, page)
+    return [*lines, *_next(scene, names, page), ()]
+
+
+def header(scene: Scene, names: Names, page: Page) -> list[Line]:
+    """The sentence as tokens, the model, and what is shown of it."""
+    room = min(page.width, WIDEST) - 4
+    lines: list[Line] = [()]
+    row: list[Span] = []
+    for index, text in enumerate(names.plain):
+        span = Span(text, names.ink(index, "strong"))
+        if row and length(row) + 1 + cells(text) > room:
+            lines.append((Span("  "), *row))
+            row = []
+        row += [Span(" "), span] if row else [span]
+        if len(lines) == 4:
+            row = [Span(page.sign("…", "..."), "quiet")]
+            break
+    lines.append((Span("  "), *row))
+    gaze, model = scene.gaze, scene.model
+    if gaze.layer is None:
+        shown = say("look.mean_all", page.lang, heads=model.layers * model.heads)
+    elif gaze.head is None:
+        shown = say("look.mean_layer", page.lang, layer=gaze.layer, heads=model.heads)
+    else:
+        shown = say("look.one_head", page.lang, layer=gaze.layer, head=gaze.head)
+    if scene.query is not None:
+        shown = say(
+            "look.heads_of", page.lang, layer=scene.query.layer, token=names[scene.query.token]
+        )
+    about = say("look.about", page.lang, model=model.name, shown=shown)
+    lines += paragraph(page, about, "quiet", indent=2)
+    if scene.left_out:
+        cut = say(
+            "look.cut",
+            page.lang,
+            positions=model.positions,
+            read=len(scene.tokens),
+            left=scene.left_out,
+        )
+        lines += paragraph(page, cut, "loud", indent=2)
+    return lines
+
+
+def _rows(scene: Scene, names: Names, page: Page, every: bool) -> list[Line]:
+    rows = [row for row in scene.gaze.rows if every or row.words]
+    hidden = 0
+    if not every and len(rows) > ROWS:
+        rows, hidden = rows[:ROWS], len(rows) - ROWS
+    rows = rows or list(scene.gaze.rows)
+    lines = title(page, say("look.where", page.lang))
+    grid = _Grid(rows, names, page)
+    lines.append(grid.heading())
+    for row in rows:
+        if len(rows) <= AIRY and lines[-1]:
+            lines.append(())
+        lines += grid.row(row)
+    if hidden:
+        more = say("look.more", page.lang, count=hidden)
+        lines += [(), *paragraph(page, more, "quiet")]
+    return lines
+
+
+class _Grid:
+    """Two panels beside each token: among the words, and raw."""
+
+    def __init__(self, rows: Sequence[Row], names: Names, page: Page) -> None:
+        self.names, self.page = names, page
+        width = min(page.width, WIDEST)
+        most = 6 + max(0, width - 60) // 5
+        self.index = len(str(rows[-1].query))
+        self.token = names.room([row.query for row in rows], most)
+        self.words = names.room([look.key for row in rows for look in row.words], most)
+        self.raw = names.room([look.key for row in rows for look in row.raw], most)
+        fixed = 2 + self.index + 1 + self.token + 3 + self.words + self.raw + 2 * 7 + 2
+        self.bar = max(4, (width - 1 - fixed) // 2)
+
+    def heading(self) -> Line:
+        lead = 2 + self.index + 1 + self.token + 3
+        panel = self.words + 1 + self.bar + 6
+        left = fit(say("look.words", self.page.lang), panel, self.page)
+        raw = fit(say("look.raw", self.page.lang), self.raw + 1 + self.bar + 6, self.page)
+        return (Span(" " * lead), Span(left, "quiet"), Span("   "), Span(raw, "quiet"))
+
+    def row(self, row: Row) -> list[Line]:
+        lines: list[Line] = []
+        for place in range(max(len(row.words), len(row.raw))):
+            first = place == 0
+            lead = [Span("  " + " " * (self.index + 1 + self.token + 3))]
+            if first:
+                token = fit(self.names[row.query], self.token, self.page)
+                lead = [
+                    Span(f"  {row.query:>{self.index}} ", "quiet"),
+                    Span(token, self.names.ink(row.query, "strong")),
+                    Span(self.page.sign(" → ", " > "), "quiet"),
+                ]
+            words = self._panel(row.words, place, self.words, "accent")
+            raw = self._panel(row.raw, place, self.raw, "quiet")
+            lines.append((*lead, *words, Span("   "), *raw))
+        return lines
+
+    def _panel(self, looks: Sequence[Look], place: int, room: int, ink: Ink) -> list[Span]:
+        if place >= len(looks):
+            return [Span(" " * (room + 1 + self.bar + 6))]
+        found = looks[place]
+        bold: Ink = "strong" if place == 0 and ink == "accent" else "plain"
+        return [
+            Span(fit(self.names[found.key], room, self.page), self.names.ink(found.key, bold)),
+            Span(" "),
+            bar(found.weight, self.bar, self.page, ink),
+            Span(" "),
+            Span(percent(found.weight), bold),
+        ]
+
+
+def _sink(scene: Scene, names: Names, page: Page) -> list[Line]:
+    token = names[scene.sink.key]
+    share = percent(scene.sink.share).strip()
+    key = "look.sink" if scene.sink.rests else "look.no_sink"
+    return [(), *paragraph(page, say(key, page.lang, share=share, token=token))]
+
+
+def _maps(weights: Floats, names: Names, page: Page) -> list[Line]:
+    """The matrix of weights as blocks: among the words, and raw beside it where there is room."""
+    words = [int(k) for k in np.flatnonzero(~names.special)]
+    shared = among_words(weights, names.special)
+    if len(words) < 2:
+        return []
+    left = _map(shared, words, words, names, page)
+    if left is None:
+        return []
+    lines = title(page, say("look.map", page.lang), say("look.map_note", page.lang))
+    everything = list(range(len(names.texts)))
+    right = _map(weights, everything, everything, names, page)
+    heading = [Span("   "), Span(say("look.words", page.lang), "quiet")]
+    room = max(length(line) for line in left)
+    if right is None or room + 6 + max(length(line) for line in right) > min(page.width, WIDEST):
+        return [*lines, tuple(heading), (), *left]
+    room = max(room, length(heading))
+    gap = " " * (room - length(heading) + 6)
+    heading += [Span(gap), Span(say("look.raw", page.lang), "quiet")]
+    joined: list[Line] = []
+    for place, line in enumerate(right):
+        own = left[place] if place < len(left) else ()
+        joined.append((*own, Span(" " * (room - length(own) + 3)), *line))
+    return [*lines, tuple(heading), (), *joined]
+
+
+def _map(
+    weights: Floats, rows: Sequence[int], keys: Sequence[int], names: Names, page: Page
+) -> list[Line] | None:
+    """One map, or None when it does not fit into the page."""
+    lead = names.room(rows, 12)
+    room = min(page.width, WIDEST) - 3 - lead - 2
+    columns = [max(3, min(cells(names[k]), 10)) for k in keys]
+    if sum(columns) + len(keys) > room:
+        columns = [3] * len(keys)
+    if sum(columns) + len(keys) > room:
+        return None
+    head = [Span(" " * (3 + lead + 2))]
+    for key, width in zip(keys, columns, strict=True):
+        text = names[key] if cells(names[key]) <= width else f"{key}"
+        head += [Span(fit(text, width, page), names.ink(key)), Span(" ")]
+    lines: list[Line] = [tuple(head)]
+    for row in rows:
+        line = [Span("   "), Span(fit(names[row], lead, page), names.ink(row)), Span("  ")]
+        for key, width in zip(keys, columns, strict=True):
+            line += [level(float(weights[row, key]), width, page), Span(" ")]
+        lines.append(tuple(line))
+    return lines
+
+
+def _heads(scene: Scene, names: Names, page: Page) -> list[Line]:
+    """Every head of the layer: a small map each, and the looks that stand out."""
+    layer = scene.gaze.layer
+    lines = title(
+        page, say("look.each_head", page.lang, layer=layer), say("look.each_head_note", page.lang)
+    )
+    words = [int(k) for k in np.flatnonzero(~names.special)]
+    if len(words) < 2:
+        return lines
+    if 2 * len(words) + 5 <= (page.width - 3) // 2:
+        lines += _small_maps(scene.heads, words, names, page)
+    for gaze in scene.heads:
+        lines.append(_head_line(gaze, words, names, page))
+    return lines
+
+
+def _small_maps(
+    heads: Sequence[Gaze], words: Sequence[int], names: Names, page: Page
+) -> list[Line]:
+    size = 2 * len(words)
+    across = max(1, (min(page.width, WIDEST) - 3 + 4) // (size + 4))
+    lines: list[Line] = []
+    for start in range(0, len(heads), across):
+        group = heads[start : start + across]
+        head: list[Span] = [Span("   ")]
+        for gaze in group:
+            head += [Span(fit(f"H{gaze.head}", size, page), "strong"), Span("    ")]
+        lines.append(tuple(head))
+        shared = [among_words(gaze.weights, names.special) for gaze in group]
+        for row in words:
+            line: list[Span] = [Span("   ")]
+            for weights in shared:
+                line += [level(float(weights[row, key]), 2, page) for key in words]
+                line.append(Span("    "))
+            lines.append(tuple(line))
+        lines.append(())
+    return lines
+
+
+def _head_line(gaze: Gaze, words: Sequence[int], names: Names, page: Page) -> Line:
+    """The share that one head leaves among the words, and its strongest looks there."""
+    among = float(gaze.weights[np.ix_(words, words)].sum(axis=-1).mean())
+    line = [Span(fit(f"   H{gaze.head}", 8, page), "strong"), bar(among, 10, page), Span(" ")]
+    line += [Span(percent(among)), Span("   ")]
+    looks = [(float(gaze.weights[i, k]), i, k) for i in words for k in words if i != k]
+    arrow = page.sign("→", ">")
+    for weight, i, k in sorted(looks, key=lambda item: (-item[0], item[1:]))[:3]:
+        piece = f"{names[i]}{arrow}{names[k]} "
+        share = f"{percent(weight).strip()}   "
+        if length(line) + cells(piece) + cells(share) > min(page.width, WIDEST):
+            break
+        line += [Span(piece), Span(share, "quiet")]
+    return tuple(line)
+
+
+def _query(query: Query, names: Names, page: Page) -> list[Line]:
+    """The heads of a layer side by side for one token."""
+    width = min(page.width, WIDEST)
+    token = names[query.token]
+    lines = title(
+        page,
+        say("query.title", page.lang, token=token, layer=query.layer),
+        say("query.asked" if query.chosen else "query.chosen", page.lang, layer=query.layer),
+    )
+    largest = max(part.norm for part in query.heads) or 1.0
+    words = names.room([look.key for part in query.heads for look in part.row.words[:1]], 12)
+    raw = names.room([look.key for part in query.heads for look in part.row.raw[:1]], 10)
+    size = max(4, (width - 8 - words - raw - 2 * 6 - 6 - 9) // 2)
+    columns = (words + 1 + size + 6, raw + 7, size + 7)
+    keys = ("look.words", "look.raw_short", "query.gives")
+    heading = [Span(" " * 8)]
+    for key, room in zip(keys, columns, strict=True):
+        heading += [Span(fit(say(key, page.lang), room, page), "quiet"), Span("   ")]
+    lines += [tuple(heading), ()]
+    for part in query.heads:
+        line = [Span(fit(f"   H{part.head}", 8, page), "strong")]
+        if part.row.words:
+            first = part.row.words[0]
+            line += [Span(fit(names[first.key], words, page), "strong"), Span(" ")]
+            line += [bar(first.weight, size, page), Span(f" {percent(first.weight)}   ")]
+        else:
+            line.append(Span(" " * (columns[0] + 3)))
+        first = part.row.raw[0]
+        line += [Span(fit(names[first.key], raw, page), names.ink(first.key)), Span("  ", "quiet")]
+        line += [Span(f"{percent(first.weight)}   ", "quiet")]
+        line += [bar(part.norm / largest, size, page, "quiet"), Span(f" {part.norm:6.2f}")]
+        lines.append(tuple(line))
+    joined = say("query.joined", page.lang, norm=f"{query.joined:.2f}")
+    return [*lines, (), *paragraph(page, joined)]
+
+
+def _changed(
+    scene: Scene, change: Change, names: Names, page: Page, every: bool
+) -> list[Line]:
+    """Before and after silencing: where each token looks, and how far its state moved."""
+    which = ", ".join(f"L{layer}H{head}" for layer, head in change.silenced)
+    lines = title(
+        page, say("without.title", page.lang, heads=which), say("without.note", page.lang)
+    )
+    rows = [i for i, row in enumerate(scene.gaze.rows) if every or row.words]
+    shown = rows if every else rows[:ROWS]
+    if not shown:
+        return lines
+    token = names.room(shown, 12)
+    size = max(4, min(16, min(page.width, WIDEST) // 8))
+    pair = [(change.before.rows[i], scene.gaze.rows[i]) for i in shown]
+    room = names.room([r.words[0].key for both in pair for r in both if r.words], 10)
+    titles = ("without.before", "without.after", "without.moved", "without.state")
+    columns = (room + 6, room + 6, 7, size + 6)
+    head = [Span(" " * (3 + token + 3))]
+    for key, width in zip(titles, columns, strict=True):
+        head += [Span(fit(say(key, page.lang), width, page), "quiet"), Span("   ")]
+    lines += [tuple(head), ()]
+    for i, (before, after) in zip(shown, pair, strict=True):
+        line = [Span("   "), Span(fit(names[i], token, page), names.ink(i, "strong")), Span("   ")]
+        for row in (before, after):
+            if row.words:
+                first = row.words[0]
+                line += [Span(fit(names[first.key], room, page)), Span(" ")]
+                line += [Span(f"{percent(first.weight)}   ", "quiet")]
+            else:
+                line.append(Span(" " * (room + 9)))
+        line += [Span(f"{percent(change.moved[i]):>7}   "), bar(change.state[i], size, page)]
+        line.append(Span(f" {percent(change.state[i])}"))
+        lines.append(tuple(line))
+    if len(rows) > len(shown):
+        more = say("look.more", page.lang, count=len(rows) - len(shown))
+        lines += [(), *paragraph(page, more, "quiet")]
+    mean = float(np.mean(change.state))
+    total = say("without.total", page.lang, share=percent(mean).strip(), heads=which)
+    return [*lines, (), *paragraph(page, total)]
+
+
+def _next(scene: Scene, names: Names, page: Page) -> list[Line]:
+    """What to try after this."""
+    layer, head = scene.sharpest
+    word = next((names.plain[i] for i, s in enumerate(names.special) if not s), "#1")
+    lines: list[Line] = [(), *paragraph(page, say("next.title", page.lang), "quiet")]
+    for key in ("next.head", "next.query", "next.without"):
+        hint = say(key, page.lang, layer=layer, head=head, token=word)
+        command, _, why = hint.partition("  ")
+        room = max(2, 34 - cells(command))
+        text = wrap(why.strip(), max(20, page.width - 3 - 34 - 1))
+        lines.append((Span("   "), Span(command, "accent"), Span(" " * room), Span(text[0], "quiet")))
+        lines += [(Span(" " * 37), Span(part, "quiet")) for part in text[1:]]
+    return lines
