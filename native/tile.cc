@@ -1,14 +1,12 @@
-// The tile kernel, compiled once for each instruction set. Queries lie in the lanes of vectors and
-// keys are walked one by one, so that every sum of a row is taken in the same order whatever the
-// other lanes hold: S^T = K Q^T and O^T = V^T P^T with K and V broadcast from where they are.
+// Panels of queries and their walk over the keys, compiled once for each instruction set.
 #include "tile.h"
 
 #include <algorithm>
 #include <limits>
 
-#include "lanes.h"
 #include "mask.h"
 #include "pool.h"
+#include "step.h"
 
 namespace chumoku::CHUMOKU_ISA {
 namespace {
@@ -17,378 +15,7 @@ namespace {
 constexpr int64_t kMostRows = 144;
 constexpr int kMostGroups = 24;  // 144 rows of double in 128-bit vectors
 
-// A row's reference maximum moves when a score passes it by this much (in powers of two): exp
-// can then be taken while the scores are in registers, and stays below 2^8.
-constexpr double kSlack = 8;
-
-constexpr double kLog2e = 1.4426950408889634074;
-constexpr double kLn2 = 0.69314718055994530942;
-
-// Keys (or value columns) held in registers at once beside `vectors` of queries: 24 or 12
-// accumulators, as many as the machine has registers for.
-template <int vectors>
-constexpr int kAtOnce = kBytes == 64 || vectors == 1 ? 8 : 4;
-
-// What is kept of each lane.
-enum Field { kRef, kSum, kMax, kShifted, kLead, kRest, kSquares, kDistance, kFields };
-
-// A group of queries, as wide as one to three vectors, and its state.
-template <class T>
-struct Queries {
-  int vectors = 0, lanes = 0, used = 0;
-  int64_t first = 0;  // row within the group of heads
-  T* q = nullptr;     // [width][lanes]
-  T* o = nullptr;     // [value_width][lanes]
-  T* state = nullptr; // [kFields][lanes]
-  T* top = nullptr;   // [lanes][top] raw scores, largest first
-  int64_t* top_keys = nullptr;
-  Range seen, solid;  // keys that some lane sees; keys that every lane sees
-};
-
-template <class T>
-struct Tile {
-  const T* k;
-  int64_t k_stride;
-  const T* v;
-  int64_t v_stride;
-  int64_t first;             // key of bit 0
-  int low, high;             // keys that some lane sees
-  bool masked, spoilt;       // spoilt: hidden values may be NaN or infinite
-  const typename Lanes<T>::Word* words;  // bit j: the lane sees key j; float: [2][lanes] halves
-};
-
-template <class T>
-struct Plan {
-  T factor;   // of the raw scores, in powers of two
-  T sign;     // of the packed queries
-  double scale;
-  bool facts, distance;
-  int64_t top;
-};
-
-template <class T>
-Plan<T> plan_of(const Problem& problem) {
-  double size = problem.scale < 0 ? -problem.scale : problem.scale;
-  const Facts& f = problem.facts;
-  return {static_cast<T>((size == 0 ? 1 : size) * kLog2e),
-          static_cast<T>(problem.scale < 0 ? -1 : problem.scale > 0 ? 1 : 0),
-          size == 0 ? 1 : size,
-          f.entropy || f.saturation || f.flow,
-          f.distance != nullptr,
-          f.top};
-}
-
-template <class T>
-constexpr T kNothing = -std::numeric_limits<T>::infinity();
-
-// ---- one tile of one group ----
-
-// Lanes of vector v that see key `bit` of the tile, as a vector of masks.
-template <class T>
-inline typename Lanes<T>::M sees(const Tile<T>& tile, int lanes, int v, int bit) {
-  using L = Lanes<T>;
-  constexpr int kBits = 8 * sizeof(T);
-  typename L::M m;
-  __builtin_memcpy(&m, tile.words + bit / kBits * lanes + v * L::n, sizeof m);
-  return (m << (kBits - 1 - bit % kBits)) >> (kBits - 1);
-}
-
-// Running facts of a tile: weights from scores, and everything that is summed along the way.
-template <class T, int NV, bool kFacts>
-struct Sums {
-  using V = Vec<T>;
-  V factor, shift[NV], sum[NV], shifted[NV], lead[NV], best[NV], rest[NV], squares[NV];
-
-  // `ref` holds the reference of each lane, with 0 for lanes that have none.
-  inline void begin(const Queries<T>& g, const Plan<T>& plan, const T* ref) {
-    factor = spread(plan.factor);
-    for (int v = 0; v < NV; ++v) {
-      int at = v * Lanes<T>::n;
-      shift[v] = -(load(ref + at) * factor);
-      sum[v] = V{};
-      if constexpr (kFacts) {
-        shifted[v] = V{};
-        lead[v] = load(g.state + kLead * g.lanes + at);
-        best[v] = load(g.state + kMax * g.lanes + at);
-        rest[v] = V{};
-        squares[v] = V{};
-      }
-    }
-  }
-
-  inline V weigh(V score, int v) {
-    V x = fma(score, factor, shift[v]);
-    V p = exp2_lanes<T>(x);
-    sum[v] += p;
-    if constexpr (kFacts) {
-      shifted[v] = fma(p, larger(spread(Lanes<T>::kLowest), x), shifted[v]);
-      // The largest weight is kept aside; of each pair the smaller goes to the rest.
-      auto leads = score > best[v];
-      V smaller = leads ? lead[v] : p;
-      lead[v] = leads ? p : lead[v];
-      best[v] = larger(score, best[v]);
-      rest[v] += smaller;
-      squares[v] = fma(smaller, smaller, squares[v]);
-    }
-    return p;
-  }
-
-  // state <- alpha * state + this tile. `moved` is the way of the reference, in powers of two.
-  inline void end(Queries<T>& g, const T* alpha, const T* moved) const {
-    for (int v = 0; v < NV; ++v) {
-      int at = v * Lanes<T>::n;
-      auto field = [&](int f) { return g.state + f * g.lanes + at; };
-      V a = load(alpha + at), old = load(field(kSum));
-      store(field(kSum), fma(old, a, sum[v]));
-      if constexpr (kFacts) {
-        V t = fma(load(moved + at), old, load(field(kShifted)));
-        store(field(kShifted), fma(t, a, shifted[v]));
-        store(field(kLead), lead[v]);
-        store(field(kRest), fma(load(field(kRest)), a, rest[v]));
-        store(field(kSquares), fma(load(field(kSquares)), a * a, squares[v]));
-      }
-    }
-  }
-};
-
-// Dot products of kAtOnce keys with the group's queries, in registers, then handed to `take`.
-template <class T, int NV, bool kMasked, class Take>
-inline void score_keys(const Queries<T>& g, const Tile<T>& tile, int64_t width, int key,
-                       const Take& take) {
-  using V = Vec<T>;
-  constexpr int kKeys = kAtOnce<NV>, kStep = NV * Lanes<T>::n;
-  const T* row[kKeys];
-#pragma GCC unroll 8
-  for (int r = 0; r < kKeys; ++r)
-    row[r] = tile.k + (kMasked ? std::min(key + r, tile.high - 1) : key + r) * tile.k_stride;
-  V acc[kKeys][NV];
-#pragma GCC unroll 8
-  for (int r = 0; r < kKeys; ++r)
-    for (int v = 0; v < NV; ++v) acc[r][v] = V{};
-  const T* q = g.q;
-  for (int64_t d = 0; d < width; ++d, q += kStep) {
-    V lanes[NV];
-    for (int v = 0; v < NV; ++v) lanes[v] = load(q + v * Lanes<T>::n);
-#pragma GCC unroll 8
-    for (int r = 0; r < kKeys; ++r) {
-      V k = spread(row[r][d]);
-#pragma GCC unroll 3
-      for (int v = 0; v < NV; ++v) acc[r][v] = fma(k, lanes[v], acc[r][v]);
-    }
-  }
-#pragma GCC unroll 8
-  for (int r = 0; r < kKeys; ++r)
-    for (int v = 0; v < NV; ++v) {
-      V s = acc[r][v];
-      if constexpr (kMasked) s = sees(tile, kStep, v, key + r) ? s : spread(kNothing<T>);
-      take(key + r, v, s);
-    }
-}
-
-// Every key of the tile that some lane sees.
-template <class T, int NV, class Take>
-inline void score_tile(const Queries<T>& g, const Tile<T>& tile, int64_t width, const Take& take) {
-  constexpr int kKeys = kAtOnce<NV>;
-  int key = tile.low / kKeys * kKeys;
-  if (!tile.masked)
-    for (; key + kKeys <= tile.high; key += kKeys)
-      score_keys<T, NV, false>(g, tile, width, key, take);
-  for (; key < tile.high; key += kKeys) score_keys<T, NV, true>(g, tile, width, key, take);
-}
-
-// O^T <- alpha O^T + V^T P^T for kColumns columns of the values.
-template <class T, int NV, int kColumns, bool kSpoilt>
-inline void mix_columns(Queries<T>& g, const Tile<T>& tile, const T* p, const T* alpha,
-                        int64_t column) {
-  using V = Vec<T>;
-  constexpr int kStep = NV * Lanes<T>::n;
-  V acc[kColumns][NV];
-#pragma GCC unroll 8
-  for (int c = 0; c < kColumns; ++c)
-    for (int v = 0; v < NV; ++v) acc[c][v] = V{};
-  const T* value = tile.v + tile.low * tile.v_stride + column;
-  for (int key = tile.low; key < tile.high; ++key, value += tile.v_stride) {
-    V weight[NV];
-    for (int v = 0; v < NV; ++v) weight[v] = load(p + key * kStep + v * Lanes<T>::n);
-#pragma GCC unroll 8
-    for (int c = 0; c < kColumns; ++c) {
-      V x = spread(value[c]);
-#pragma GCC unroll 3
-      for (int v = 0; v < NV; ++v) {
-        V next = fma(x, weight[v], acc[c][v]);
-        // What is hidden is not even multiplied by zero: 0 * NaN would be felt.
-        if constexpr (kSpoilt)
-          acc[c][v] = sees(tile, kStep, v, key) ? next : acc[c][v];
-        else
-          acc[c][v] = next;
-      }
-    }
-  }
-#pragma GCC unroll 8
-  for (int c = 0; c < kColumns; ++c)
-    for (int v = 0; v < NV; ++v) {
-      T* o = g.o + (column + c) * kStep + v * Lanes<T>::n;
-      store(o, fma(load(o), load(alpha + v * Lanes<T>::n), acc[c][v]));
-    }
-}
-
-template <class T, int NV, bool kSpoilt>
-void mix_tile(Queries<T>& g, const Tile<T>& tile, const T* p, const T* alpha, int64_t width) {
-  constexpr int kMost = kAtOnce<NV>;
-  int64_t c = 0;
-  for (; c + kMost <= width; c += kMost) mix_columns<T, NV, kMost, kSpoilt>(g, tile, p, alpha, c);
-  if (kMost > 4 && c + 4 <= width) {
-    mix_columns<T, NV, 4, kSpoilt>(g, tile, p, alpha, c);
-    c += 4;
-  }
-  for (; c < width; ++c) mix_columns<T, NV, 1, kSpoilt>(g, tile, p, alpha, c);
-}
-
-template <class T>
-void keep_top(Queries<T>& g, const Plan<T>& plan, int lane, T score, int64_t key) {
-  T* top = g.top + lane * plan.top;
-  int64_t* keys = g.top_keys + lane * plan.top;
-  int64_t at = plan.top - 1;
-  if (!(score > top[at])) return;  // NaN too stays outside
-  // Equal scores stay behind those that came first: the lower key wins.
-  for (; at > 0 && score > top[at - 1]; --at) {
-    top[at] = top[at - 1];
-    keys[at] = keys[at - 1];
-  }
-  top[at] = score;
-  keys[at] = key;
-}
-
-template <class T, int NV>
-void watch_top(Queries<T>& g, const Tile<T>& tile, const Plan<T>& plan, const T* scores,
-               const Vec<T>* best) {
-  using L = Lanes<T>;
-  for (int v = 0; v < NV; ++v)
-    for (int i = 0; i < L::n; ++i) {
-      int lane = v * L::n + i;
-      const T* least = g.top + (lane + 1) * plan.top - 1;
-      if (!(best[v][i] > *least)) continue;
-      const T* s = scores + tile.low * NV * L::n + lane;
-      for (int key = tile.low; key < tile.high; ++key, s += NV * L::n)
-        if (*s > *least) keep_top(g, plan, lane, *s, tile.first + key);
-    }
-}
-
-template <class T, int NV>
-void watch_distance(Queries<T>& g, const Tile<T>& tile, const T* p, const T* alpha,
-                    const T* position) {
-  using V = Vec<T>;
-  for (int v = 0; v < NV; ++v) {
-    int at = v * Lanes<T>::n;
-    V here = load(position + at), sum{};
-    for (int key = tile.low; key < tile.high; ++key) {
-      V way = here - spread(static_cast<T>(tile.first + key));
-      sum = fma(load(p + (key * NV) * Lanes<T>::n + at), larger(way, -way), sum);
-    }
-    T* d = g.state + kDistance * g.lanes + at;
-    store(d, fma(load(d), load(alpha + at), sum));
-  }
-}
-
-// Buffers of one worker for one tile: scores or weights, and numbers of each lane.
-template <class T>
-struct Buffers {
-  T *scores, *weights, *alpha, *moved, *ref, *position;
-};
-
-// Scores, weights and mix of one tile. Exp is taken in registers as long as no lane's reference
-// has to move; then the tile is done again in two passes. What a lane gets does not depend on it.
-template <class T, int NV, bool kFacts>
-void step(Queries<T>& g, const Tile<T>& tile, const Plan<T>& plan, const Problem& problem,
-          const Buffers<T>& b) {
-  using L = Lanes<T>;
-  using V = Vec<T>;
-  constexpr int kStep = NV * L::n;
-  T* state = g.state;
-  V factor = spread(plan.factor), nothing = spread(kNothing<T>), one = spread(T(1));
-  V best[NV];
-  bool fresh = false;  // a lane that has seen nothing yet has no reference to take exp against
-  for (int v = 0; v < NV; ++v) {
-    best[v] = nothing;
-    V ref = load(state + kRef * kStep + v * L::n);
-    fresh = fresh || any(ref == nothing);
-    store(b.ref + v * L::n, ref);
-    store(b.alpha + v * L::n, one);
-    store(b.moved + v * L::n, V{});
-  }
-  Sums<T, NV, kFacts> sums;
-  bool done = false;
-  if (!fresh) {
-    sums.begin(g, plan, b.ref);
-    score_tile<T, NV>(g, tile, problem.width, [&](int key, int v, V s) {
-      best[v] = larger(s, best[v]);
-      if (plan.top) store(b.scores + key * kStep + v * L::n, s);
-      store(b.weights + key * kStep + v * L::n, sums.weigh(s, v));
-    });
-    done = true;
-    for (int v = 0; v < NV; ++v)
-      done = done && !any(fma(best[v], factor, sums.shift[v]) > spread(T(kSlack)));
-  }
-  if (!done) {
-    for (int v = 0; v < NV; ++v) best[v] = nothing;
-    score_tile<T, NV>(g, tile, problem.width, [&](int key, int v, V s) {
-      best[v] = larger(s, best[v]);
-      store(b.scores + key * kStep + v * L::n, s);
-    });
-    for (int v = 0; v < NV; ++v) {
-      T* kept = state + kRef * kStep + v * L::n;
-      V old = load(kept);
-      auto none = old == nothing;
-      auto grows =
-          none ? best[v] > nothing : fma(best[v], factor, -(old * factor)) > spread(T(kSlack));
-      V ref = grows ? best[v] : old;
-      V way = (old - ref) * factor;
-      store(kept, ref);
-      store(b.ref + v * L::n, ref == nothing ? V{} : ref);
-      store(b.alpha + v * L::n, grows ? exp2_lanes<T>(way) : one);
-      store(b.moved + v * L::n, grows && !none ? way : V{});
-    }
-    sums.begin(g, plan, b.ref);
-    int from = tile.low / kAtOnce<NV> * kAtOnce<NV>;
-    if constexpr (kFacts)
-      for (int v = 0; v < NV; ++v) {
-        V a = load(b.alpha + v * L::n);
-        sums.lead[v] = sums.lead[v] * a;
-      }
-    for (int key = from; key < tile.high; ++key)
-      for (int v = 0; v < NV; ++v) {
-        V s = load(b.scores + key * kStep + v * L::n);
-        store(b.weights + key * kStep + v * L::n, sums.weigh(s, v));
-      }
-  }
-  if (plan.top) watch_top<T, NV>(g, tile, plan, b.scores, best);
-  sums.end(g, b.alpha, b.moved);
-  for (int v = 0; v < NV; ++v) {
-    T* most = state + kMax * kStep + v * L::n;
-    store(most, larger(best[v], load(most)));
-  }
-  if (plan.distance) watch_distance<T, NV>(g, tile, b.weights, b.alpha, b.position);
-  if (tile.masked && tile.spoilt)
-    mix_tile<T, NV, true>(g, tile, b.weights, b.alpha, problem.value_width);
-  else
-    mix_tile<T, NV, false>(g, tile, b.weights, b.alpha, problem.value_width);
-}
-
-template <class T>
-void step(Queries<T>& g, const Tile<T>& tile, const Plan<T>& plan, const Problem& problem,
-          const Buffers<T>& b) {
-  switch (g.vectors * 2 + plan.facts) {
-    case 2: return step<T, 1, false>(g, tile, plan, problem, b);
-    case 3: return step<T, 1, true>(g, tile, plan, problem, b);
-    case 4: return step<T, 2, false>(g, tile, plan, problem, b);
-    case 5: return step<T, 2, true>(g, tile, plan, problem, b);
-    case 6: return step<T, 3, false>(g, tile, plan, problem, b);
-    default: return step<T, 3, true>(g, tile, plan, problem, b);
-  }
-}
-
-// ---- a panel: groups of queries that walk the keys together ----
-
+// Groups of queries that walk the keys together.
 template <class T>
 struct Walk {
   const Problem& problem;
@@ -407,8 +34,7 @@ constexpr int64_t group_lanes(int64_t rows) {
 // State of `lanes` queries, in numbers of T.
 template <class T>
 int64_t state_size(const Problem& problem, int64_t lanes) {
-  int64_t per_key = sizeof(int64_t) / sizeof(T) + 1;
-  return lanes * (problem.value_width + kFields + problem.facts.top * per_key);
+  return lanes * (problem.value_width + kFields + 2 * problem.facts.top);
 }
 
 template <class T>
@@ -437,7 +63,7 @@ int lay_out(const Problem& problem, int64_t rows, char* memory, Queries<T>* grou
     g.o = at;
     g.state = g.o + problem.value_width * g.lanes;
     g.top = g.state + kFields * g.lanes;
-    g.top_keys = reinterpret_cast<int64_t*>(g.top + problem.facts.top * g.lanes);
+    g.top_keys = reinterpret_cast<typename Lanes<T>::Word*>(g.top + problem.facts.top * g.lanes);
     at += state_size<T>(problem, g.lanes);
   }
   return count;
@@ -450,7 +76,7 @@ void clear_group(const Problem& problem, Queries<T>& g) {
   std::fill_n(g.state + kRef * g.lanes, g.lanes, kNothing<T>);
   std::fill_n(g.state + kMax * g.lanes, g.lanes, kNothing<T>);
   std::fill_n(g.top, problem.facts.top * g.lanes, kNothing<T>);
-  std::fill_n(g.top_keys, problem.facts.top * g.lanes, int64_t{-1});
+  std::fill_n(g.top_keys, problem.facts.top * g.lanes, typename Lanes<T>::Word{-1});
 }
 
 template <class T>
@@ -707,8 +333,6 @@ void walk_chunk(Walk<T>& walk, Queries<T>* groups, int64_t chunk, const Room<T>&
   }
 }
 
-// ---- joining chunks, and the end ----
-
 template <class T>
 void merge_group(const Problem& problem, const Plan<T>& plan, Queries<T>& a, const Queries<T>& b) {
   using L = Lanes<T>;
@@ -747,9 +371,8 @@ void merge_group(const Problem& problem, const Plan<T>& plan, Queries<T>& a, con
     put(kMax, larger(theirs(kMax), mine(kMax)));
     put(kRef, ref);
   }
-  for (int lane = 0; lane < a.lanes; ++lane)
-    for (int64_t i = 0; i < plan.top; ++i)
-      keep_top(a, plan, lane, b.top[lane * plan.top + i], b.top_keys[lane * plan.top + i]);
+  for (int at = 0; at < a.lanes; at += L::n)
+    for (int64_t i = 0; i < plan.top; ++i) insert_top(a, plan.top, at, load_ranked(b, i, at));
 }
 
 template <class T>
@@ -772,21 +395,19 @@ void write_facts(const Problem& problem, const Plan<T>& plan, const Queries<T>& 
   double sum = field(kSum), ref = field(kRef);
   bool none = ref == kNothing<T>;
   double unit = plan.factor * kLn2;  // a raw score in nats
-  double lse = none ? double{kNothing<T>} : ref * unit + std::log(sum);
-  put(f.lse, at, lse);
+  double log_sum = std::log(sum);
+  put(f.lse, at, none ? double{kNothing<T>} : ref * unit + log_sum);
   put(f.max_logit, at, none || sum == sum ? field(kMax) * problem.scale * plan.sign : sum);
   double lead = none ? 0 : field(kLead) / sum, rest = none ? 0 : field(kRest) / sum;
   double squares = none ? 0 : field(kSquares) / (sum * sum);
-  put(f.entropy, at, none ? 0 : std::log(sum) - kLn2 * field(kShifted) / sum);
+  put(f.entropy, at, none ? 0 : log_sum - kLn2 * field(kShifted) / sum);
   put(f.saturation, at, lead * lead + squares);
   put(f.flow, at, 2 * rest - rest * rest - squares);
   put(f.distance, at, none ? 0 : field(kDistance) / sum);
   for (int64_t i = 0; i < plan.top; ++i) {
-    T score = g.top[lane * plan.top + i];
-    int64_t key = g.top_keys[lane * plan.top + i];
+    int64_t key = g.top_keys[i * g.lanes + lane];
     f.top_keys[at * plan.top + i] = key;
-    double weight = key < 0 ? 0 : std::exp2((double{score} - ref) * plan.factor) / sum;
-    put(f.top_weights, at * plan.top + i, weight);
+    put(f.top_weights, at * plan.top + i, key < 0 ? 0 : g.top[i * g.lanes + lane]);
   }
 }
 
@@ -800,6 +421,11 @@ void finish_group(const Problem& problem, const Panel& panel, const Plan<T>& pla
     for (int64_t c = 0; c < problem.value_width; ++c) {
       T* o = g.o + c * g.lanes + at;
       store(o, none ? Vec<T>{} : load(o) * share);
+    }
+    Vec<T> ref = load(g.state + kRef * g.lanes + at) * plan.factor;
+    for (int64_t i = 0; i < plan.top; ++i) {
+      T* top = g.top + i * g.lanes + at;  // from here on weights
+      store(top, exp2_lanes<T>(fma(load(top), spread(plan.factor), -ref)) * share);
     }
   }
   constexpr int n = 16 / sizeof(T);
