@@ -46,7 +46,7 @@ struct Here {
 thread_local Here here;
 
 bool ask() {
-  if (here.idle && Clock::now() - here.asked > kPoll) {
+  if (here.idle && !here.job->interrupted && Clock::now() - here.asked > kPoll) {
     here.asked = Clock::now();
     if ((*here.idle)()) here.job->interrupted = here.job->stop = true;
   }
