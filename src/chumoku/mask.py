@@ -9,7 +9,9 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from functools import reduce
 from math import prod
+from operator import and_, or_
 from typing import Any, Literal
 
 import numpy as np
@@ -58,17 +60,18 @@ class Shape:
         return np.asarray(rows[:, None] + self.offset(given)[..., None, None, None])
 
 
-def broadcast(values: Any, shape: tuple[int, ...], argument: str) -> NDArray[Any]:
+def broadcast(
+    values: Any,
+    shape: tuple[int, ...],
+    argument: str,
+    cure: str = "Give one value for all, or one for each batch entry.",
+) -> NDArray[Any]:
     """Broadcast an array to `shape` or say which argument does not fit."""
     try:
         return np.broadcast_to(values, shape)
     except ValueError:
-        raise InvalidArgumentError(
-            argument,
-            got=f"shape {values.shape}",
-            expected=f"a shape that broadcasts to {shape}",
-            cure="Give one value for all, or one for each batch entry.",
-        ) from None
+        expected = f"a shape that broadcasts to {shape}"
+        raise InvalidArgumentError(argument, f"shape {values.shape}", expected, cure) from None
 
 
 def _flat(values: Ints, shape: Shape) -> Ints:
@@ -94,14 +97,10 @@ class Band:
     high: Ints
 
     def __and__(self, other: Band) -> Band:
-        return Band(
-            np.maximum(self.row_start, other.row_start),
-            np.minimum(self.row_stop, other.row_stop),
-            np.maximum(self.key_start, other.key_start),
-            np.minimum(self.key_stop, other.key_stop),
-            np.maximum(self.low, other.low),
-            np.minimum(self.high, other.high),
-        )
+        # Starts and stops take turns.
+        closer = (np.maximum, np.minimum) * 3
+        limits = zip(closer, vars(self).values(), vars(other).values(), strict=True)
+        return Band(*(pick(mine, theirs) for pick, mine, theirs in limits))
 
 
 @dataclass(frozen=True)
@@ -114,7 +113,7 @@ class Runs:
 
 @dataclass(frozen=True)
 class Equal:
-    """Row i sees key j when their ids agree: int64 (entries or 1, queries), (entries or 1, keys)."""
+    """Row i sees key j when their ids agree: int64 (entries or 1, queries) and (.., keys)."""
 
     query_ids: Ints
     key_ids: Ints
@@ -166,17 +165,7 @@ class Mask:
     def allowed(self, shape: Shape, rows: Ints, keys: Ints) -> Bools:
         """Which of `keys` each of `rows` may look at: the definition.
 
-        Parameters
-        ----------
-        shape : Shape
-            The sizes of the call.
-        rows, keys : ndarray of int64, 1-D
-            Indices of queries and of keys.
-
-        Returns
-        -------
-        ndarray of bool
-            Broadcastable to (*batch, heads, len(rows), len(keys)).
+        `rows` and `keys` are 1-D indices. The answer broadcasts to (*batch, heads, rows, keys).
         """
         raise NotImplementedError
 
@@ -234,18 +223,13 @@ def _integers(values: ArrayLike | None, argument: str) -> Ints | None:
     array = np.asarray(values)
     if array.dtype.kind not in "iu" and array.size:
         raise InvalidTypeError(argument, f"{array.dtype} values", "whole numbers")
+    far = FARTHEST if argument == "offset" else 2**63 - 1
+    if array.size and not (int(array.min()) >= -far and int(array.max()) <= far):
+        got = f"numbers from {array.min()} to {array.max()}"
+        raise InvalidArgumentError(argument, got, f"numbers from {-far} to {far}")
     result = array.astype(np.int64)
     result.setflags(write=False)
     return result
-
-
-def _offset(values: ArrayLike | None) -> Ints | None:
-    if values is not None and np.asarray(values).dtype.kind in "iu":
-        array = np.asarray(values)
-        if array.size and not -FARTHEST <= int(array.min()) <= int(array.max()) <= FARTHEST:
-            got = f"offsets from {array.min()} to {array.max()}"
-            raise InvalidArgumentError("offset", got, "offsets from -2**60 to 2**60")
-    return _integers(values, "offset")
 
 
 def _count(name: str, value: object, least: int) -> int:
@@ -271,7 +255,7 @@ class Causal(Mask):
     offset: ArrayLike | None = None
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "offset", _offset(self.offset))
+        object.__setattr__(self, "offset", _integers(self.offset, "offset"))
 
     def allowed(self, shape: Shape, rows: Ints, keys: Ints) -> Bools:
         return np.asarray(keys <= shape.positions(rows, self.offset))
@@ -300,7 +284,7 @@ class Window(Mask):
     def __post_init__(self) -> None:
         for name in ("left", "right"):
             object.__setattr__(self, name, _count(name, getattr(self, name), 0))
-        object.__setattr__(self, "offset", _offset(self.offset))
+        object.__setattr__(self, "offset", _integers(self.offset, "offset"))
 
     def allowed(self, shape: Shape, rows: Ints, keys: Ints) -> Bools:
         here = shape.positions(rows, self.offset)
@@ -339,11 +323,10 @@ class Lengths(Mask):
         """First and end of the valid queries, first and end of the valid keys."""
         valid_keys = self._valid("keys", shape.keys, shape)
         valid_queries = self._valid("queries", shape.queries, shape)
+        zero = np.zeros_like(valid_keys)
         if self.side == "right":
-            zero = np.zeros(shape.batch, np.int64)
             return zero, valid_queries, zero, valid_keys
-        end_q = np.full(shape.batch, shape.queries, np.int64)
-        end_k = np.full(shape.batch, shape.keys, np.int64)
+        end_q, end_k = zero + shape.queries, zero + shape.keys
         return end_q - valid_queries, end_q, end_k - valid_keys, end_k
 
     def _valid(self, name: Literal["keys", "queries"], total: int, shape: Shape) -> Ints:
@@ -352,20 +335,14 @@ class Lengths(Mask):
             return np.full(shape.batch, total, np.int64)
         valid = broadcast(given, shape.batch, name)
         if valid.size and (valid.min() < 0 or valid.max() > total):
-            raise InvalidArgumentError(
-                name,
-                got=f"lengths from {valid.min()} to {valid.max()}",
-                expected=f"0 to {total}, the number of {name}",
-            )
+            got = f"lengths from {valid.min()} to {valid.max()}"
+            raise InvalidArgumentError(name, got, f"0 to {total}, the number of {name}")
         return valid
 
     def refine(self, shape: Shape) -> Shape:
         _, query_end, _, key_end = self._limits(shape)
-        return replace(
-            shape,
-            key_end=np.minimum(shape.key_end, key_end),
-            query_end=np.minimum(shape.query_end, query_end),
-        )
+        key_end = np.minimum(shape.key_end, key_end)
+        return replace(shape, key_end=key_end, query_end=np.minimum(shape.query_end, query_end))
 
     def allowed(self, shape: Shape, rows: Ints, keys: Ints) -> Bools:
         q0, q1, k0, k1 = (x[..., None, None, None] for x in self._limits(shape))
@@ -399,10 +376,8 @@ class Documents(Mask):
 
     def _ids(self, shape: Shape, batch: tuple[int, ...]) -> tuple[Ints, Ints]:
         """Ids of the queries and of the keys for every batch entry: (*batch, length)."""
-        return (
-            _ids_of("query_ids", self.query_ids, (*batch, shape.queries)),
-            _ids_of("key_ids", self.key_ids, (*batch, shape.keys)),
-        )
+        queries = _ids_of("query_ids", self.query_ids, (*batch, shape.queries))
+        return queries, _ids_of("key_ids", self.key_ids, (*batch, shape.keys))
 
     def allowed(self, shape: Shape, rows: Ints, keys: Ints) -> Bools:
         query_ids, key_ids = self._ids(shape, shape.batch)
@@ -412,25 +387,18 @@ class Documents(Mask):
         # The same ids for every entry need one list of runs.
         alike = np.ndim(self.query_ids) == 1 and np.ndim(self.key_ids) == 1  # type: ignore[arg-type]
         batch = () if alike else shape.batch
-        query_ids, key_ids = self._ids(shape, batch)
-        pairs = list(
-            zip(
-                query_ids.reshape(prod(batch), shape.queries),
-                key_ids.reshape(prod(batch), shape.keys),
-                strict=True,
-            )
-        )
-        if not pairs:
+        both = self._ids(shape, batch)
+        query_ids, key_ids = (ids.reshape(prod(batch), ids.shape[-1]) for ids in both)
+        found = [_runs_of_ids(q, k) for q, k in zip(query_ids, key_ids, strict=True)]
+        if not found:
             return _band(shape)
-        found = [_runs_of_ids(q, k) for q, k in pairs]
         most = max(start.shape[1] for start, _ in found)
         if most > MAX_RUNS:
-            return Equal(np.stack([q for q, _ in pairs]), np.stack([k for _, k in pairs]))
-        pad = [((0, 0), (0, most - start.shape[1])) for start, _ in found]
-        return Runs(
-            np.stack([np.pad(start, p) for (start, _), p in zip(found, pad)]),
-            np.stack([np.pad(stop, p) for (_, stop), p in zip(found, pad)]),
-        )
+            return Equal(query_ids, key_ids)
+        pad = [
+            [np.pad(ends, ((0, 0), (0, most - ends.shape[1]))) for ends in runs] for runs in found
+        ]
+        return Runs(np.stack([start for start, _ in pad]), np.stack([stop for _, stop in pad]))
 
 
 def _ids_of(argument: str, ids: Any, whole: tuple[int, ...]) -> Ints:
@@ -504,7 +472,7 @@ class Chunks(Mask):
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "size", _count("size", self.size, 1))
-        object.__setattr__(self, "offset", _offset(self.offset))
+        object.__setattr__(self, "offset", _integers(self.offset, "offset"))
 
     def allowed(self, shape: Shape, rows: Ints, keys: Ints) -> Bools:
         here = shape.positions(rows, self.offset)
@@ -513,11 +481,9 @@ class Chunks(Mask):
     def lower(self, shape: Shape) -> Lowered:
         offset = _flat(shape.offset(self.offset), shape)
         chunk = (np.arange(shape.queries) + offset[:, None]) // self.size
-        start = np.clip(chunk, 0, shape.keys // self.size + 1) * self.size
-        stop = np.clip(chunk + 1, 0, shape.keys // self.size + 1) * self.size
-        return Runs(
-            np.minimum(start, shape.keys)[..., None], np.minimum(stop, shape.keys)[..., None]
-        )
+        chunks = shape.keys // self.size + 1
+        start, stop = (np.clip(c, 0, chunks) * self.size for c in (chunk, chunk + 1))
+        return Runs(*(np.minimum(end, shape.keys)[..., None] for end in (start, stop)))
 
 
 @dataclass(frozen=True, eq=False)
@@ -534,14 +500,7 @@ class Cells(Mask):
 
     def _view(self, shape: Shape) -> Bools:
         whole = (*shape.batch, shape.heads, shape.queries, shape.keys)
-        try:
-            return np.broadcast_to(self.array, whole)
-        except ValueError:
-            raise InvalidArgumentError(
-                "mask",
-                got=f"a boolean array of shape {self.array.shape}",
-                expected=f"one that broadcasts to (..., heads, queries, keys) = {whole}",
-            ) from None
+        return broadcast(self.array, whole, "mask", "Its axes are (..., heads, queries, keys).")
 
     def allowed(self, shape: Shape, rows: Ints, keys: Ints) -> Bools:
         return np.asarray(self._view(shape)[..., rows[:, None], keys])
@@ -568,8 +527,7 @@ class Custom(Mask):
             raise InvalidTypeError("function", type(self.function).__name__, "a function")
 
     def allowed(self, shape: Shape, rows: Ints, keys: Ints) -> Bools:
-        count = prod(shape.batch)
-        b = np.arange(count).reshape(*shape.batch, 1, 1, 1)
+        b = np.arange(prod(shape.batch)).reshape(*shape.batch, 1, 1, 1)
         h = np.arange(shape.heads).reshape(-1, 1, 1)
         answer = np.asarray(self.function(b, h, rows[:, None], keys))
         if answer.dtype != np.bool_:
@@ -593,22 +551,15 @@ class All(Mask):
 
     def allowed(self, shape: Shape, rows: Ints, keys: Ints) -> Bools:
         shape = self.refine(shape)
-        result = self.parts[0].allowed(shape, rows, keys)
-        for part in self.parts[1:]:
-            result = result & part.allowed(shape, rows, keys)
-        return result
+        return reduce(and_, (part.allowed(shape, rows, keys) for part in self.parts))
 
     def lower(self, shape: Shape) -> Lowered:
         shape = self.refine(shape)
         lowered = [part.lower(shape) for part in self.parts]
         bands = [part for part in lowered if isinstance(part, Band)]
-        rest = [part for part in lowered if not isinstance(part, Band)]
-        if bands:
-            joined = bands[0]
-            for band in bands[1:]:
-                joined = joined & band
-            rest = [joined, *rest]
-        return rest[0] if len(rest) == 1 else Joined(tuple(rest), all=True)
+        forms: list[Lowered] = [reduce(and_, bands)] if bands else []
+        forms += [part for part in lowered if not isinstance(part, Band)]
+        return forms[0] if len(forms) == 1 else Joined(tuple(forms), all=True)
 
 
 @dataclass(frozen=True, eq=False)
@@ -618,10 +569,7 @@ class Any_(Mask):
     parts: tuple[Mask, ...]
 
     def allowed(self, shape: Shape, rows: Ints, keys: Ints) -> Bools:
-        result = self.parts[0].allowed(self.parts[0].refine(shape), rows, keys)
-        for part in self.parts[1:]:
-            result = result | part.allowed(part.refine(shape), rows, keys)
-        return result
+        return reduce(or_, (p.allowed(p.refine(shape), rows, keys) for p in self.parts))
 
     def lower(self, shape: Shape) -> Lowered:
         return Joined(tuple(p.lower(p.refine(shape)) for p in self.parts), all=False)
@@ -630,9 +578,8 @@ class Any_(Mask):
 def position_offset(mask: Mask | None, shape: Shape) -> Ints:
     """Where query 0 stands among the keys, shape `batch`: distances are measured from there.
 
-    It is the offset of the first `Causal`, `Window` or `Chunks` in the mask, read from left to
-    right, given or implied; without any of them, the implied one: the last valid query meets the
-    last valid key.
+    It is the offset, given or implied, of the mask's first `Causal`, `Window` or `Chunks`; without
+    any of them the implied one: the last valid query meets the last valid key.
     """
     if mask is None:
         return shape.offset(None)

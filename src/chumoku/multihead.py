@@ -498,7 +498,7 @@ class MultiHeadAttention:
 
 
 def _linear(x: Floats, matrix: Floats, bias: Floats | None) -> Floats:
-    """x @ matrix.T + bias as one product, whatever leading axes x has."""
+    """One product, x @ matrix.T + bias, whatever leading axes x has."""
     product = x.reshape(-1, x.shape[-1]) @ matrix.T
     if bias is not None:
         product += bias

@@ -332,7 +332,8 @@ def saturated_heads(encoding: Traced, *, factor: float = 8.0) -> TrapMap:
         Of a normal run, `encoder.encode(text)`; its traced query and key are used again, so that
         earlier layers do not change what later ones get.
     factor : float
-        By which the logits of `multiplied` are multiplied; above 0.
+        By which the logits of `multiplied` are multiplied; above 0. 8 goes past the
+        sqrt(head width) of small models, so that `unscaled` lies between.
 
     Returns
     -------

@@ -11,6 +11,7 @@ Every function computes in the dtype it is given, float64 unless a test asks for
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -63,7 +64,7 @@ def compute(call: Call, dtype: type[np.floating[Any]] = np.float64) -> tuple[Rea
         logits, visible = _logits(call, rows, keys, real)
         seen = softmax(logits, visible, _sinks(call, real))
         used = seen.weights * _dropout_factor(call, rows, keys, real)
-        output = mix(used, visible, _each_head(call, call.value, real))
+        output = mix(used, visible, each_head(call, call.value, real))
         return output, _facts(call, logits, seen)
 
 
@@ -75,9 +76,9 @@ def score(query: Reals, key: Reals) -> Reals:
     return np.asarray(query @ key.swapaxes(-1, -2))
 
 
-def scale(scores: Reals, factor: float, softcap: float | None) -> Reals:
+def scale_scores(scores: Reals, factor: float, softcap: float | None) -> Reals:
     """Step 2, first half: scores times the factor, and bent so that none passes the cap."""
-    scaled = scores * scores.dtype.type(factor)
+    scaled = np.multiply(scores, factor, dtype=scores.dtype)
     if softcap is None:
         return scaled
     cap = scores.dtype.type(softcap)
@@ -138,16 +139,16 @@ def mix(weights: Reals, visible: Bools, value: Reals) -> Reals:
 
 def _logits(call: Call, rows: Ints, keys: Ints, real: np.dtype[Any]) -> tuple[Reals, Bools]:
     """Steps 1 and 2 for any block: its logits, and which of them are visible."""
-    visible = _visible(call, rows, keys)
+    visible = visible_keys(call, rows, keys)
     query = call.query[..., rows, :].astype(real)
-    scores = score(query, _each_head(call, call.key[..., keys, :], real))
-    logits = scale(scores, call.scale, call.softcap)
+    scores = score(query, each_head(call, call.key[..., keys, :], real))
+    logits = scale_scores(scores, call.scale, call.softcap)
     if call.bias is not None:
         logits = logits + call.bias[..., rows[:, None], keys].astype(real)
     return hide(logits, visible), visible
 
 
-def _visible(call: Call, rows: Ints, keys: Ints) -> Bools:
+def visible_keys(call: Call, rows: Ints, keys: Ints) -> Bools:
     """Which keys each row sees: the mask allows them, and no bias of -inf stands there."""
     shape = call.shape
     visible = np.ones((*shape.batch, shape.heads, rows.size, keys.size), np.bool_)
@@ -158,7 +159,7 @@ def _visible(call: Call, rows: Ints, keys: Ints) -> Bools:
     return visible
 
 
-def _each_head(call: Call, shared: NDArray[Any], real: np.dtype[Any]) -> Reals:
+def each_head(call: Call, shared: NDArray[Any], real: np.dtype[Any]) -> Reals:
     """Keys or values with one head for each query head: query heads in a row share one."""
     return np.repeat(shared.astype(real), call.group, axis=-3)
 
@@ -253,8 +254,8 @@ def shares(length: int, parts: int) -> list[slice]:
     Part r shows r * length // parts up to (r + 1) * length // parts, and at least one: a picture
     with more rows than queries repeats them.
     """
-    starts = [r * length // parts for r in range(parts + 1)]
-    return [slice(a, max(b, a + 1)) for a, b in zip(starts[:-1], starts[1:], strict=True)]
+    edges = [r * length // parts for r in range(parts + 1)]
+    return [slice(a, max(b, a + 1)) for a, b in pairwise(edges)]
 
 
 def _picture(p: Reals, rows: int, columns: int) -> tuple[Reals, Reals]:
@@ -291,7 +292,7 @@ def backward(
     real = np.dtype(dtype)
     rows, keys = np.arange(call.query.shape[-2]), np.arange(call.key.shape[-2])
     query = call.query.astype(real)
-    key, value = _each_head(call, call.key, real), _each_head(call, call.value, real)
+    key, value = each_head(call, call.key, real), each_head(call, call.value, real)
     d_output = np.asarray(output_gradient).astype(real)
     with np.errstate(all="ignore"):
         logits, visible = _logits(call, rows, keys, real)
@@ -308,7 +309,9 @@ def backward(
         # Step 2
         d_scores = d_logits * real.type(call.scale)
         if call.softcap is not None:
-            bent = scale(score(query, key), call.scale, call.softcap) / real.type(call.softcap)
+            bent = scale_scores(score(query, key), call.scale, call.softcap) / real.type(
+                call.softcap
+            )
             d_scores = np.where(visible, d_scores * (1 - bent * bent), 0)
         # Step 1
         d_query = mix(d_scores, visible, key)
@@ -325,4 +328,5 @@ def backward(
 def _shared(call: Call, each_head: Reals) -> Reals:
     """The gradient of a key or value head: the sum over the query heads that share it."""
     *batch, _, length, width = each_head.shape
-    return each_head.reshape(*batch, call.key.shape[-3], call.group, length, width).sum(axis=-3)
+    grouped = each_head.reshape(*batch, call.key.shape[-3], call.group, length, width)
+    return np.asarray(grouped.sum(axis=-3))

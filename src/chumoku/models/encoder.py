@@ -30,7 +30,7 @@ class Norm:
     epsilon: float
 
     def __call__(self, x: Floats) -> Floats:
-        """x of shape (..., width), each row with mean 0 and deviation 1, then weight and bias."""
+        """Rows of x (..., width) brought to mean 0 and deviation 1, then weight and bias."""
         centred: Floats = x - x.mean(axis=-1, keepdims=True)
         variance = np.square(centred).mean(axis=-1, keepdims=True)
         centred /= np.sqrt(variance + np.float32(self.epsilon))
@@ -309,7 +309,7 @@ def _place(name: str, value: object, count: int) -> int:
 # less than float32 can tell from Phi. Past the last point x * Phi(x) is x or, to 1e-14, 0.
 _STEPS = 128
 _EDGE = 8
-# Rows at a time, so that all steps of a piece happen in the cache.
+# So many numbers at a time that all steps of a piece happen in the cache.
 _PIECE = 2**15
 
 
@@ -323,7 +323,7 @@ def _phi() -> tuple[Floats, Floats, Floats]:
 
 
 def _gelu(x: Floats) -> Floats:
-    """GELU of a contiguous array, written over it; to 1e-7 * max(1, |x|)."""
+    """GELU of a contiguous array, written over it; to 2**-23 * max(1, |x|)."""
     value, slope, bend = _phi()
     flat = x.reshape(-1)
     for start in range(0, flat.size, _PIECE):

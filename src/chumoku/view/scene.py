@@ -14,14 +14,21 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from chumoku.steps import steps
+
 if TYPE_CHECKING:
+    from chumoku.heads import HeadMap
     from chumoku.models import Encoder, Encoding
     from chumoku.tokens import Token
+    from chumoku.trap import Row as Row3
+    from chumoku.trap import TrapMap, TrapPoint
 
 Floats = NDArray[np.float64]
 
 # A column that gathers this share of all attention is called a sink (Gu et al. 2024 use 0.3).
 SINK = 0.3
+# Heads that a scene singles out.
+STANDOUTS = 3
 
 
 @dataclass(frozen=True)
@@ -181,8 +188,9 @@ class Scene:
     heads : tuple of Gaze
         Every head of the layer, when a layer was asked for and no head.
     sink : Sink
-    sharpest : (layer, head)
-        The head that looks the most decidedly from word to other word.
+    standouts : tuple of Gaze
+        The heads that look the most decidedly from word to other word, each with a pattern of its
+        own: `STANDOUTS` of them, the most decided first.
     query : Query or None
     change : Change or None
     """
@@ -194,9 +202,113 @@ class Scene:
     gaze: Gaze
     heads: tuple[Gaze, ...]
     sink: Sink
-    sharpest: tuple[int, int]
+    standouts: tuple[Gaze, ...]
     query: Query | None = None
     change: Change | None = None
+
+
+@dataclass(frozen=True)
+class Explanation:
+    """The four steps of one head for one token, with every number.
+
+    Attributes
+    ----------
+    model, text, tokens, left_out
+        As in a scene.
+    layer, head, query : int
+    chosen : bool
+        Whether layer and head were both asked for.
+    scale : float
+        1 / sqrt(width).
+    memo : (width,) float64
+        The token's query.
+    spines, contents : (tokens, width) float64
+        Keys and values.
+    scores, scaled, weights : (tokens,) float64
+        memo . spine; that times the scale; softmax of that.
+    unscaled : (tokens,) float64
+        Softmax of the scores as they are: what the weights would be without the scale.
+    parts : (tokens, width) float64
+        Each token's contents times its weight.
+    mixed : (width,) float64
+        Their sum.
+    """
+
+    model: Model
+    text: str
+    tokens: tuple[Token, ...]
+    left_out: int
+    layer: int
+    head: int
+    query: int
+    chosen: bool
+    scale: float
+    memo: Floats
+    spines: Floats
+    contents: Floats
+    scores: Floats
+    scaled: Floats
+    weights: Floats
+    unscaled: Floats
+    parts: Floats
+    mixed: Floats
+
+
+@dataclass(frozen=True)
+class TrapScene:
+    """The softmax trap: in three rows, against the width, and in a model's heads.
+
+    Attributes
+    ----------
+    rows : tuple of chumoku.trap.Row
+        Logits that are too large, right, too small.
+    study : tuple of chumoku.trap.TrapPoint
+    model, text : of the text that was given, or None
+    heads : chumoku.trap.TrapMap or None
+    """
+
+    rows: tuple[Row3, ...]
+    study: tuple[TrapPoint, ...]
+    keys: int
+    model: Model | None = None
+    text: str | None = None
+    left_out: int = 0
+    heads: TrapMap | None = None
+
+
+@dataclass(frozen=True)
+class HeadsScene:
+    """What each head looks at, raw and with the special tokens left out."""
+
+    model: Model
+    texts: tuple[str, ...]
+    left_out: int
+    raw: HeadMap
+    words: HeadMap
+
+
+@dataclass(frozen=True)
+class Machine:
+    """What `chumoku info` knows.
+
+    Attributes
+    ----------
+    versions : dict of name to version, None when not installed
+    system : str
+    isa : str or None
+        Instruction set of the native kernel; None when it is not built.
+    threads : int or None
+    kernels : dict of name to the sentence why it does not run here, None when it runs
+    model : (package, version or None)
+        Package of the default model.
+    """
+
+    versions: dict[str, str | None]
+    system: str
+    isa: str | None
+    threads: int | None
+    kernels: dict[str, str | None]
+    model: tuple[str, str | None]
 
 
 def scene(
@@ -244,9 +356,54 @@ def scene(
         gaze=gaze(weights, special, layer, head, top),
         heads=heads,
         sink=Sink(int(received.argmax()), float(received.max())),
-        sharpest=_sharpest(encoder, encoding, special),
+        standouts=_standouts(encoder, encoding, special, top),
         query=None if query is None else _query(encoder, encoding, special, query, layer, top),
         change=change,
+    )
+
+
+def explanation(
+    encoder: Encoder,
+    text: str,
+    encoding: Encoding,
+    query: int,
+    layer: int | None = None,
+    head: int | None = None,
+) -> Explanation:
+    """The four steps of one head for one token.
+
+    A layer or head that is not given is the one that looks the most sharply at one other word
+    from this token.
+    """
+    chosen = layer is not None and head is not None
+    if layer is None or head is None:
+        layer, head = _sharp_from(encoder, encoding, query, layer)
+    trace = encoding.traces[layer]
+    group = trace.query.shape[0] // trace.key.shape[0]
+    memo = np.asarray(trace.query[head, query], dtype=np.float64)
+    spines = np.asarray(trace.key[head // group], dtype=np.float64)
+    contents = np.asarray(trace.value[head // group], dtype=np.float64)
+    read = steps(memo[None], spines, contents)
+    bare = steps(memo[None], spines, contents, scale=1.0)
+    return Explanation(
+        model=model_of(encoder),
+        text=text,
+        tokens=tuple(encoding.tokens),
+        left_out=int(encoding.truncated),
+        layer=layer,
+        head=head,
+        query=query,
+        chosen=chosen,
+        scale=read.scale,
+        memo=memo,
+        spines=spines,
+        contents=contents,
+        scores=read.scores[0],
+        scaled=read.scaled[0],
+        weights=read.weights[0],
+        unscaled=bare.weights[0],
+        parts=read.parts[0],
+        mixed=read.output[0],
     )
 
 
@@ -320,21 +477,48 @@ def _mean(encoder: Encoder, encoding: Encoding, layer: int | None, head: int | N
     return np.asarray(encoding.weights(layer, head), dtype=np.float64)
 
 
-def _sharpest(
-    encoder: Encoder, encoding: Encoding, special: NDArray[np.bool_]
-) -> tuple[int, int]:
-    """The head with the largest mean, over the words, of the weight on one other word."""
+def _standouts(
+    encoder: Encoder, encoding: Encoding, special: NDArray[np.bool_], top: int
+) -> tuple[Gaze, ...]:
+    """Heads by their mean weight, over the words, on the one other word they look at the most.
+
+    A head whose words mostly look where those of a head before it look is passed over.
+    """
     words = np.flatnonzero(~special)
     if words.size < 2:
-        return (0, 0)
-    best, found = -1.0, (0, 0)
+        return ()
+    scores, keys = [], []
     for layer in range(len(encoder.layers)):
         block = np.asarray(encoding.weights(layer))[:, words[:, None], words]
-        block = np.where(np.eye(words.size, dtype=bool), 0.0, block)
-        score = block.max(axis=-1).mean(axis=-1)
-        if score.max() > best:
-            best, found = float(score.max()), (layer, int(score.argmax()))
-    return found
+        block = np.where(np.eye(words.size, dtype=bool), -1.0, block)
+        scores.append(block.max(axis=-1).mean(axis=-1))
+        keys.append(block.argmax(axis=-1))
+    score, key = np.concatenate(scores), np.concatenate(keys)
+    kept: list[int] = []
+    for one in np.argsort(-score, kind="stable").tolist():
+        if all((key[one] == key[other]).mean() <= 0.5 for other in kept):
+            kept.append(one)
+        if len(kept) == STANDOUTS:
+            break
+    places = [divmod(one, encoder.heads) for one in kept]
+    return tuple(
+        gaze(_mean(encoder, encoding, layer, head), special, layer, head, top)
+        for layer, head in places
+    )
+
+
+def _sharp_from(
+    encoder: Encoder, encoding: Encoding, token: int, layer: int | None
+) -> tuple[int, int]:
+    """The head with the largest weight from one token on one other word."""
+    special = np.array([other.special for other in encoding.tokens], dtype=bool)
+    special[token] = True
+    layers = range(len(encoder.layers)) if layer is None else [layer]
+    if special.all():
+        return layers[0], 0
+    largest = [np.asarray(encoding.weights(i))[:, token, ~special].max(axis=-1) for i in layers]
+    best = int(np.argmax([heads.max() for heads in largest]))
+    return layers[best], int(largest[best].argmax())
 
 
 def _query(

@@ -92,6 +92,10 @@ SENTENCES = {
     "{share} of all attention.",
     "look.map": "The map",
     "look.map_note": "each row looks at the columns; the taller the block, the more attention",
+    "look.tallest": "tallest block: {share}",
+    "look.standouts": "Heads with a mind of their own",
+    "look.standouts_note": "the mean hides them: small maps without special tokens, how much each "
+    "head looks at words at all, and its strongest looks (raw)",
     "look.each_head": "The heads of layer {layer}, one by one",
     "look.each_head_note": "small maps without special tokens (rows look at columns), then how much "
     "each head looks at words at all, and its strongest looks from one word to another, raw",
@@ -110,8 +114,7 @@ SENTENCES = {
     "without.after": "after",
     "without.moved": "moved",
     "without.state": "final state",
-    "without.total": "The final states moved by {share} of their length on average when {heads} was "
-    "silenced.",
+    "without.total": "Silencing {heads} moved the final states by {share} of their length on average.",
     "next.title": "Try next",
     "next.head": "--layer {layer} --head {head}",
     "next.head_why": "the head that looks the most sharply at other words here",
@@ -119,6 +122,10 @@ SENTENCES = {
     "next.query_why": "the heads of a layer side by side for one token",
     "next.without": "--without {layer}:{head}",
     "next.without_why": "silence that head and see what changes",
+    "next.explain": "chumoku explain … --query {token}",
+    "next.explain_why": "the four steps of attention, with the numbers",
+    "next.heads": "chumoku heads …",
+    "next.heads_why": "a map of what every head looks at",
     # Explain
     "explain.title": "A visit to the library",
     "explain.about": "{model} · layer {layer}, head {head} · {token}",
@@ -187,6 +194,8 @@ SENTENCES = {
     "heads.about": "{model} · {layers} layers × {heads} heads · {tokens} tokens in {texts} texts",
     "heads.raw": "raw, all tokens",
     "heads.words": "without special tokens",
+    "heads.cut": "Some texts are longer than the model's {positions} positions: {left} tokens were left "
+    "out.",
     "heads.few": "Only {tokens} tokens were seen: many of these roles may be chance. Give more "
     "texts, or a file with one text a line.",
     "heads.legend": "Roles",

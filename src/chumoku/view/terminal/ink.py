@@ -7,7 +7,7 @@ Drawings are lists of lines, a line is a tuple of spans. Only `write` knows colo
 from __future__ import annotations
 
 import unicodedata
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import lru_cache
 from io import StringIO
@@ -28,6 +28,9 @@ _STYLES: dict[Ink, str] = {
     "accent": ACCENT,
     "loud": f"bold {ACCENT}",
 }
+
+# The widest a drawing gets: longer bars say nothing more.
+WIDEST = 104
 
 _EIGHTHS = " ▏▎▍▌▋▊▉█"
 _HEIGHTS = "·▁▂▃▄▅▆▇█"
@@ -174,14 +177,14 @@ def percent(share: float) -> str:
     return f"{share * 100:3.0f} %"
 
 
-def wrap(text: str, width: int) -> list[str]:
+def wrap(text: str, width: int, measure: Callable[[str], int] = cells) -> list[str]:
     """Lines of at most `width` cells: broken at spaces, and between wide characters."""
     pieces: list[str] = []
     for character in text:
         glued = bool(pieces) and (
             character in _CLOSERS
             or pieces[-1][-1] in _OPENERS
-            or (cells(character) < 2 and cells(pieces[-1][-1]) < 2 and pieces[-1][-1] != " ")
+            or (measure(character) < 2 and measure(pieces[-1][-1]) < 2 and pieces[-1][-1] != " ")
         )
         if glued:
             pieces[-1] += character
@@ -189,7 +192,7 @@ def wrap(text: str, width: int) -> list[str]:
             pieces.append(character)
     lines = [""]
     for piece in pieces:
-        if cells(lines[-1]) + cells(piece.rstrip()) > width and lines[-1].strip():
+        if measure(lines[-1]) + measure(piece.rstrip()) > width and lines[-1].strip():
             lines.append("")
             piece = piece.lstrip()
         lines[-1] += piece

@@ -8,6 +8,7 @@ import numpy as np
 
 from chumoku.view.scene import Change, Floats, Gaze, Look, Query, Row, Scene, among_words
 from chumoku.view.terminal.ink import (
+    WIDEST,
     Ink,
     Line,
     Page,
@@ -22,43 +23,20 @@ from chumoku.view.terminal.ink import (
     title,
     wrap,
 )
+from chumoku.view.terminal.names import Names
 from chumoku.words import say
 
 # Rows that are shown unless all are asked for, and rows up to which each gets air around it.
 ROWS = 12
 AIRY = 8
-# The widest a drawing gets: longer bars say nothing more.
-WIDEST = 104
-
-
-class Names:
-    """Tokens as they are written in a drawing; a text that occurs twice carries its index."""
-
-    def __init__(self, scene: Scene, page: Page) -> None:
-        texts = [page.visible(token.text) for token in scene.tokens]
-        self.page = page
-        self.special = np.array([token.special for token in scene.tokens], dtype=bool)
-        self.plain = [text if text.strip() else page.sign("␣", "_") for text in texts]
-        self.texts = [
-            f"{text}#{i}" if self.plain.count(text) > 1 else text
-            for i, text in enumerate(self.plain)
-        ]
-
-    def __getitem__(self, index: int) -> str:
-        return self.texts[index]
-
-    def room(self, keys: Sequence[int], most: int) -> int:
-        """Cells for the widest of these tokens, within bounds."""
-        return min(max((cells(self.texts[k]) for k in keys), default=1), most)
-
-    def ink(self, index: int, ink: Ink = "plain") -> Ink:
-        """Special tokens stay in the background."""
-        return "quiet" if self.special[index] else ink
-
+# Hints that end a drawing.
+HINTS = 3
+# Cells of a block on a map: the same for all, so that their areas compare.
+BLOCK = 3
 
 def look(scene: Scene, page: Page, *, every: bool = False) -> list[Line]:
     """The whole drawing of a scene."""
-    names = Names(scene, page)
+    names = Names(scene.tokens, page)
     lines = [*header(scene, names, page)]
     if scene.change is not None:
         lines += _changed(scene, scene.change, names, page, every)
@@ -67,8 +45,7 @@ def look(scene: Scene, page: Page, *, every: bool = False) -> list[Line]:
         lines += _sink(scene, names, page)
         if scene.change is None:
             lines += _maps(scene.gaze.weights, names, page)
-        if scene.heads:
-            lines += _heads(scene, names, page)
+            lines += _heads(scene, names, page) if scene.heads else _standouts(scene, names, page)
     else:
         lines += _query(scene.query, names, page)
     return [*lines, *_next(scene, names, page), ()]
@@ -76,19 +53,8 @@ def look(scene: Scene, page: Page, *, every: bool = False) -> list[Line]:
 
 def header(scene: Scene, names: Names, page: Page) -> list[Line]:
     """The sentence as tokens, the model, and what is shown of it."""
-    room = min(page.width, WIDEST) - 4
-    lines: list[Line] = [()]
-    row: list[Span] = []
-    for index, text in enumerate(names.plain):
-        span = Span(text, names.ink(index, "strong"))
-        if row and length(row) + 1 + cells(text) > room:
-            lines.append((Span("  "), *row))
-            row = []
-        row += [Span(" "), span] if row else [span]
-        if len(lines) == 4:
-            row = [Span(page.sign("…", "..."), "quiet")]
-            break
-    lines.append((Span("  "), *row))
+    marked = None if scene.query is None else scene.query.token
+    lines: list[Line] = [(), names.sentence(page, marked)]
     gaze, model = scene.gaze, scene.model
     if gaze.layer is None:
         shown = say("look.mean_all", page.lang, heads=model.layers * model.heads)
@@ -204,18 +170,23 @@ def _maps(weights: Floats, names: Names, page: Page) -> list[Line]:
     lines = title(page, say("look.map", page.lang), say("look.map_note", page.lang))
     everything = list(range(len(names.texts)))
     right = _map(weights, everything, everything, names, page)
-    heading = [Span("   "), Span(say("look.words", page.lang), "quiet")]
-    room = max(length(line) for line in left)
+    heading = [Span("   "), *_tallest("look.words", shared[np.ix_(words, words)], page)]
+    room = max(length(heading), *(length(line) for line in left))
     if right is None or room + 6 + max(length(line) for line in right) > min(page.width, WIDEST):
         return [*lines, tuple(heading), (), *left]
-    room = max(room, length(heading))
-    gap = " " * (room - length(heading) + 6)
-    heading += [Span(gap), Span(say("look.raw", page.lang), "quiet")]
+    heading += [Span(" " * (room - length(heading) + 6)), *_tallest("look.raw", weights, page)]
     joined: list[Line] = []
     for place, line in enumerate(right):
         own = left[place] if place < len(left) else ()
         joined.append((*own, Span(" " * (room - length(own) + 3)), *line))
     return [*lines, tuple(heading), (), *joined]
+
+
+def _tallest(key: str, weights: Floats, page: Page) -> list[Span]:
+    """Name of a map and what its tallest block stands for."""
+    share = percent(float(weights.max())).strip()
+    tallest = say("look.tallest", page.lang, share=share)
+    return [Span(say(key, page.lang), "strong"), Span(f"  {tallest}", "quiet")]
 
 
 def _map(
@@ -224,22 +195,43 @@ def _map(
     """One map, or None when it does not fit into the page."""
     lead = names.room(rows, 12)
     room = min(page.width, WIDEST) - 3 - lead - 2
-    columns = [max(3, min(cells(names[k]), 10)) for k in keys]
+    columns = [max(BLOCK, min(cells(names[k]), 10)) for k in keys]
     if sum(columns) + len(keys) > room:
-        columns = [3] * len(keys)
+        columns = [BLOCK] * len(keys)
     if sum(columns) + len(keys) > room:
         return None
+    tallest = float(weights[np.ix_(rows, keys)].max()) or 1.0
     head = [Span(" " * (3 + lead + 2))]
     for key, width in zip(keys, columns, strict=True):
         text = names[key] if cells(names[key]) <= width else f"{key}"
-        head += [Span(fit(text, width, page), names.ink(key)), Span(" ")]
+        left = (width - cells(text)) // 2
+        head += [Span(fit(" " * left + text, width, page), names.ink(key)), Span(" ")]
     lines: list[Line] = [tuple(head)]
     for row in rows:
         line = [Span("   "), Span(fit(names[row], lead, page), names.ink(row)), Span("  ")]
         for key, width in zip(keys, columns, strict=True):
-            line += [level(float(weights[row, key]), width, page), Span(" ")]
+            left = (width - BLOCK) // 2
+            block = level(float(weights[row, key]) / tallest, BLOCK, page)
+            line += [Span(" " * left), block, Span(" " * (width - BLOCK - left + 1))]
         lines.append(tuple(line))
     return lines
+
+
+def _standouts(scene: Scene, names: Names, page: Page) -> list[Line]:
+    """The heads with the most decided patterns: a small map each, and their strongest looks."""
+    words = [int(k) for k in np.flatnonzero(~names.special)]
+    if not scene.standouts:
+        return []
+    lines = title(
+        page, say("look.standouts", page.lang), say("look.standouts_note", page.lang)
+    )
+    if _small_maps_fit(words, page):
+        lines += _small_maps(scene.standouts, words, names, page)
+    return [*lines, *(_head_line(gaze, words, names, page) for gaze in scene.standouts)]
+
+
+def _small_maps_fit(words: Sequence[int], page: Page) -> bool:
+    return 2 * len(words) + 4 <= (page.width - 13) // 3
 
 
 def _heads(scene: Scene, names: Names, page: Page) -> list[Line]:
@@ -251,7 +243,7 @@ def _heads(scene: Scene, names: Names, page: Page) -> list[Line]:
     words = [int(k) for k in np.flatnonzero(~names.special)]
     if len(words) < 2:
         return lines
-    if 2 * len(words) + 5 <= (page.width - 3) // 2:
+    if _small_maps_fit(words, page):
         lines += _small_maps(scene.heads, words, names, page)
     for gaze in scene.heads:
         lines.append(_head_line(gaze, words, names, page))
@@ -261,21 +253,23 @@ def _heads(scene: Scene, names: Names, page: Page) -> list[Line]:
 def _small_maps(
     heads: Sequence[Gaze], words: Sequence[int], names: Names, page: Page
 ) -> list[Line]:
-    size = 2 * len(words)
-    across = max(1, (min(page.width, WIDEST) - 3 + 4) // (size + 4))
+    size = max(2 * len(words), 6)
+    lead = names.room(words, 8)
+    across = max(1, (min(page.width, WIDEST) - 3 - lead - 2 + 4) // (size + 4))
     lines: list[Line] = []
     for start in range(0, len(heads), across):
         group = heads[start : start + across]
-        head: list[Span] = [Span("   ")]
+        head: list[Span] = [Span(" " * (3 + lead + 2))]
         for gaze in group:
-            head += [Span(fit(f"H{gaze.head}", size, page), "strong"), Span("    ")]
+            name = fit(f"L{gaze.layer}H{gaze.head}", size, page)
+            head += [Span(name, "strong"), Span("    ")]
         lines.append(tuple(head))
         shared = [among_words(gaze.weights, names.special) for gaze in group]
         for row in words:
-            line: list[Span] = [Span("   ")]
+            line = [Span("   "), Span(fit(names[row], lead, page), "quiet"), Span("  ")]
             for weights in shared:
                 line += [level(float(weights[row, key]), 2, page) for key in words]
-                line.append(Span("    "))
+                line.append(Span(" " * (size - 2 * len(words) + 4)))
             lines.append(tuple(line))
         lines.append(())
     return lines
@@ -284,7 +278,7 @@ def _small_maps(
 def _head_line(gaze: Gaze, words: Sequence[int], names: Names, page: Page) -> Line:
     """The share that one head leaves among the words, and its strongest looks there."""
     among = float(gaze.weights[np.ix_(words, words)].sum(axis=-1).mean())
-    line = [Span(fit(f"   H{gaze.head}", 8, page), "strong"), bar(among, 10, page), Span(" ")]
+    line = [Span(fit(f"   L{gaze.layer}H{gaze.head}", 10, page), "strong"), bar(among, 10, page), Span(" ")]
     line += [Span(percent(among)), Span("   ")]
     looks = [(float(gaze.weights[i, k]), i, k) for i in words for k in words if i != k]
     arrow = page.sign("→", ">")
@@ -376,15 +370,27 @@ def _changed(
 
 
 def _next(scene: Scene, names: Names, page: Page) -> list[Line]:
-    """What to try after this."""
-    layer, head = scene.sharpest
-    word = next((names.plain[i] for i, s in enumerate(names.special) if not s), "#1")
+    """What to try after this: options to add to the same command."""
+    best = scene.standouts[0] if scene.standouts else scene.gaze
+    layer, head = best.layer or 0, best.head or 0
+    word = next((i for i, row in enumerate(scene.gaze.rows) if row.words), 0)
+    token = f"'#{word}'" if "#" in names[word] else names.plain[word]
+    fields = {"layer": layer, "head": head, "token": token}
+    open_hints = {
+        "head": scene.gaze.layer is None and scene.query is None,
+        "query": scene.query is None and scene.gaze.head is None,
+        "without": scene.change is None,
+        "explain": True,
+        "heads": True,
+    }
+    hints = [
+        (say(f"next.{key}", page.lang, **fields), say(f"next.{key}_why", page.lang))
+        for key in [key for key, useful in open_hints.items() if useful][:HINTS]
+    ]
+    room = max(cells(option) for option, _ in hints)
     lines: list[Line] = [(), *paragraph(page, say("next.title", page.lang), "quiet")]
-    for key in ("next.head", "next.query", "next.without"):
-        hint = say(key, page.lang, layer=layer, head=head, token=word)
-        command, _, why = hint.partition("  ")
-        room = max(2, 34 - cells(command))
-        text = wrap(why.strip(), max(20, page.width - 3 - 34 - 1))
-        lines.append((Span("   "), Span(command, "accent"), Span(" " * room), Span(text[0], "quiet")))
-        lines += [(Span(" " * 37), Span(part, "quiet")) for part in text[1:]]
+    for option, why in hints:
+        for place, part in enumerate(wrap(why, max(20, page.width - room - 8))):
+            lead = fit(option, room, page) if place == 0 else " " * room
+            lines.append((Span("   "), Span(lead, "accent"), Span("   "), Span(part, "quiet")))
     return lines

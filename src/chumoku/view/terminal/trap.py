@@ -1,0 +1,139 @@
+"""Drawing the softmax trap: three rows, the width study, and the heads of a model."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from chumoku.view.scene import TrapScene
+from chumoku.view.terminal.ink import (
+    WIDEST,
+    Line,
+    Page,
+    Span,
+    bar,
+    cells,
+    fit,
+    level,
+    paragraph,
+    percent,
+    title,
+)
+from chumoku.words import say
+
+if TYPE_CHECKING:
+    from chumoku.trap import TrapMap, TrapPoint
+
+_WHICH = ("as_is", "unscaled", "multiplied")
+# Saturated heads that are named; more are counted only.
+NAMED = 12
+
+
+def trap(scene: TrapScene, page: Page) -> list[Line]:
+    """The whole drawing of the trap."""
+    lines: list[Line] = [(), (Span("  "), Span(say("trap.title", page.lang), "loud"))]
+    lines += _rows(scene, page)
+    lines += _study(scene, page)
+    if scene.heads is not None:
+        lines += _heads(scene, scene.heads, page)
+    return [*lines, ()]
+
+
+def _rows(scene: TrapScene, page: Page) -> list[Line]:
+    lines = title(page, say("trap.rows", page.lang), say("trap.rows_note", page.lang))
+    for row in scene.rows:
+        logits = "[" + ", ".join(f"{x:g}" for x in row.logits) + "]"
+        line = [Span("   "), Span(f"{logits:<20}", "strong")]
+        for weight in row.weights:
+            line += [level(weight, 3, page), Span(f"{weight * 100:6.1f} %   ")]
+        line.append(Span(say("trap.flow", page.lang, flow=f"{row.facts.flow:.3f}"), "quiet"))
+        lines.append(tuple(line))
+        verdict = say(f"trap.{row.facts.verdict}", page.lang)
+        lines += [*paragraph(page, verdict, "quiet", indent=5), ()]
+    return lines[:-1]
+
+
+def _study(scene: TrapScene, page: Page) -> list[Line]:
+    note = say("trap.study_note", page.lang, keys=scene.keys)
+    lines = title(page, say("trap.study", page.lang), note)
+    for scaled, name in ((False, "trap.without_scale"), (True, "trap.with_scale")):
+        lines.append((Span("   "), Span(say(name, page.lang), "strong")))
+        lines += _points([p for p in scene.study if p.scaled is scaled], page)
+        lines.append(())
+    widest = max(point.width for point in scene.study)
+    bare, right = (p for p in scene.study if p.width == widest)
+    share = bare.median_logits / right.median_logits if right.median_logits else 0.0
+    lesson = say(
+        "trap.lesson",
+        page.lang,
+        width=widest,
+        deviation=f"{bare.facts.deviation:.1f}",
+        saturation=f"{bare.facts.saturation:.2f}",
+        share=percent(share).strip(),
+    )
+    return [*lines, *paragraph(page, lesson)]
+
+
+def _points(points: list[TrapPoint], page: Page) -> list[Line]:
+    """One row for each width."""
+    keys = ("width", "deviation", "entropy", "flow_column", "gradient", "saturation")
+    names = [say(f"trap.{key}", page.lang) for key in keys]
+    sizes = [
+        max(cells(name), least) for name, least in zip(names, (5, 13, 6, 6, 8, 4), strict=True)
+    ]
+    head = [Span("   ")]
+    for name, size in zip(names[:-1], sizes, strict=False):
+        head.append(Span(fit(name, size, page, right=True) + "  ", "quiet"))
+    lines: list[Line] = [(*head, Span(names[-1], "quiet"))]
+    room = min(30, max(8, min(page.width, WIDEST) - 4 - sum(sizes[:-1]) - 10 - 6))
+    for point in points:
+        facts = point.facts
+        numbers = (
+            str(point.width),
+            f"{facts.deviation:.2f} ({point.theory:.2f})",
+            percent(facts.share),
+            f"{facts.flow:.3f}",
+            f"{point.median_logits:.4f}",
+        )
+        line = [Span("   ")]
+        for number, size in zip(numbers, sizes, strict=False):
+            line.append(Span(fit(number, size, page, right=True) + "  "))
+        line += [Span(f"{facts.saturation:.2f} "), bar(facts.saturation, room, page)]
+        lines.append(tuple(line))
+    return lines
+
+
+def _heads(scene: TrapScene, heads: TrapMap, page: Page) -> list[Line]:
+    """Three maps of layers and heads: as it is, without the scale, with larger logits."""
+    model = "" if scene.model is None else scene.model.name
+    lines = title(
+        page, say("trap.text", page.lang), say("trap.text_note", page.lang, model=model)
+    )
+    factor = f"{heads.factor:g}"
+    names = [say(f"trap.{which}", page.lang, factor=factor) for which in _WHICH]
+    size = 2 if 3 * (2 * heads.heads + 3) + 10 <= min(page.width, WIDEST) else 1
+    room = [max(size * heads.heads, cells(name), 14) for name in names]
+    head = [Span(" " * 8)]
+    for name, width in zip(names, room, strict=True):
+        head.append(Span(fit(name, width + 3, page), "strong"))
+    lines.append(tuple(head))
+    for layer in range(heads.layers):
+        line = [Span(fit(f"   L{layer}", 8, page), "quiet")]
+        for which, width in zip(_WHICH, room, strict=True):
+            for number in range(heads.heads):
+                facts = getattr(heads.at(layer, number), which)
+                line.append(level(facts.saturated, size, page))
+            line.append(Span(" " * (width + 3 - size * heads.heads)))
+        lines.append(tuple(line))
+    count = [Span(" " * 8)]
+    for which, width in zip(_WHICH, room, strict=True):
+        found = f"{len(heads.having('large', which))} / {heads.layers * heads.heads}"
+        count.append(Span(fit(found, width + 3, page), "strong"))
+    lines += [tuple(count), ()]
+    lines += paragraph(page, say("trap.count_note", page.lang), "quiet")
+    saturated = heads.having("large")
+    if not saturated:
+        return [*lines, *paragraph(page, say("trap.no_heads", page.lang))]
+    named = ", ".join(f"L{layer}H{head}" for layer, head in saturated[:NAMED])
+    if len(saturated) > NAMED:
+        named += f" {page.sign('…', '...')} +{len(saturated) - NAMED}"
+    return [*lines, *paragraph(page, say("trap.heads", page.lang, heads=named))]
