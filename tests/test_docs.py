@@ -28,11 +28,10 @@ README = ROOT / "README.md"
 REFERENCE = ROOT / "docs" / "reference.md"
 ENGLISH = ROOT / "docs" / "tutorial.md"
 JAPANESE = ROOT / "docs" / "tutorial.ja.md"
-# The README comes last, once the library stands.
 RUN = [path for path in (README, ENGLISH, JAPANESE, REFERENCE) if path.exists()]
 PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md")])
 
-FENCE = re.compile(r"^```(\w*)\n(.*?)^```$\n?(?=(\n*)(```text\n)?)", re.DOTALL | re.MULTILINE)
+FENCE = re.compile(r"^```([^`\n]*)\n(.*?)^```$\n?(?=(\n*)(```text\n)?)", re.DOTALL | re.MULTILINE)
 LINK = re.compile(r"(?:\]\(|(?:src|href)=\")([^)\s\"]+)")
 MODEL = re.compile(r"chumoku\.models|^chumoku (look|explain|trap|heads)", re.MULTILINE)
 CALL = "import sys; from chumoku.cli import main; sys.exit(main())"

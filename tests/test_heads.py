@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from chumoku.errors import InvalidArgumentError, UnavailableError
-from chumoku.heads import BROAD, CANDIDATES, MIXED, ROLES, HeadMap, HeadRole, viewpoints
+from chumoku.heads import BROAD, MIXED, ROLES, HeadMap, HeadRole, viewpoints
 from chumoku.models import Encoder, default_model, load_model
 
 ENGLISH = (
@@ -43,7 +43,7 @@ class Token:
 class Fake:
     """An encoding whose weights are given: layers of (heads, n, n)."""
 
-    tokens: tuple[Token, ...]
+    tokens: Sequence[Any]
     embeddings: np.ndarray
     layers: Sequence[np.ndarray]
     asked: list[int] = field(default_factory=list)
@@ -59,12 +59,12 @@ class Fake:
 
 def softmax(logits: np.ndarray) -> np.ndarray:
     weights = np.exp(logits - logits.max(axis=-1, keepdims=True))
-    return weights / weights.sum(axis=-1, keepdims=True)
+    return np.asarray(weights / weights.sum(axis=-1, keepdims=True))
 
 
 def one_hot(keys: np.ndarray, n: int, mass: float = 0.9) -> np.ndarray:
     """Each row has `mass` on its key and the rest spread evenly."""
-    return mass * np.eye(n)[keys] + (1.0 - mass) / n
+    return np.asarray(mass * np.eye(n)[keys] + (1.0 - mass) / n)
 
 
 def words(
@@ -298,7 +298,6 @@ def test_different_unknown_words_are_not_the_same_token() -> None:
     weights = softmax(random.standard_normal((1, n, n)))
     fake = Fake(tokens, random.standard_normal((n, 4)), [weights])
     assert viewpoints(fake).at(0, 0).measures["same"].rows == 6
-    assert CANDIDATES <= n - 3
 
 
 @pytest.mark.parametrize("special", [True, False])

@@ -5,8 +5,8 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable
 from functools import partial
-from math import isfinite, sqrt
-from typing import Any, Literal, overload
+from math import inf, isfinite, sqrt
+from typing import Any, overload
 
 import numpy as np
 from numpy.typing import NDArray
@@ -119,19 +119,23 @@ def attention(
         No kernel can serve the call here.
     """
     guest = _Guest.of(query=query, key=key, value=value)
-    call, rank = _check(
-        guest, query, key, value, mask, bias, scale, softcap, sinks, dropout, watch or Watch()
-    )
     recordings = open_recordings()
-    asked = call.watch
+    asked = _instance("watch", watch, Watch, "Watch(top=8, entropy=True, ...)") or Watch()
     for open_one in recordings:
         asked = asked | open_one.watch
-    if asked is not call.watch:
-        call = _with_watch(call, asked)
+    call, rank = _check(guest, query, key, value, mask, bias, scale, softcap, sinks, dropout, asked)
     output, statistics = _choose(call, kernel).run(call)
     for open_one in recordings:
         block = partial(
-            weights, query, key, mask=mask, bias=bias, scale=scale, softcap=softcap, sinks=sinks
+            weights,
+            query,
+            key,
+            mask=mask,
+            bias=bias,
+            scale=scale,
+            softcap=softcap,
+            sinks=sinks,
+            kernel=kernel,
         )
         seen = _restrict(statistics, open_one.watch)
         open_one.add(call.shape, guest.statistics(seen, rank), block)
@@ -270,9 +274,9 @@ def _check(
         bias=None if bias is None else _bias(guest, bias, q.dtype, whole),
         scale=1.0 / sqrt(width) if scale is None else _number("scale", scale),
         softcap=None if softcap is None else _number("softcap", softcap, positive=True),
-        sinks=None if sinks is None else _sinks(guest, sinks, heads),
+        sinks=None if sinks is None else _sinks(guest, sinks, q.dtype, heads),
         dropout=_instance("dropout", dropout, Dropout, "Dropout(rate, seed)"),
-        watch=_instance("watch", watch, Watch, "Watch(top=8, entropy=True, ...)"),
+        watch=watch,
     )
     if watch.groups is not None and watch.groups.shape != (whole[-1],):
         raise InvalidArgumentError(
@@ -318,26 +322,24 @@ def _fit(
             expected=f"a divisor of the query's {heads} heads (shape {q.shape})",
             cure="The axes are (..., heads, length, width): is a transpose missing?",
         )
-    try:
-        batch = np.broadcast_shapes(q.shape[:-3], k.shape[:-3], v.shape[:-3])
-    except ValueError:
-        raise InvalidArgumentError(
-            "key",
-            got=f"leading axes {k.shape[:-3]} (value {v.shape[:-3]})",
-            expected=f"axes that broadcast with the query's {q.shape[:-3]}",
-        ) from None
+    batch: tuple[int, ...] = q.shape[:-3]
+    for name, array in (("key", k), ("value", v)):
+        try:
+            batch = np.broadcast_shapes(batch, array.shape[:-3])
+        except ValueError:
+            raise InvalidArgumentError(
+                name,
+                got=f"leading axes {array.shape[:-3]} (shape {array.shape})",
+                expected=f"axes that broadcast with {batch}, as those before it have",
+            ) from None
     q, k, v = (np.broadcast_to(a, batch + a.shape[-3:]) for a in (q, k, v))
     return q, k, v
 
 
-def _bias(
-    guest: _Guest, bias: Array, dtype: np.dtype[Any], whole: tuple[int, ...]
-) -> NDArray[Any]:
+def _bias(guest: _Guest, bias: Array, dtype: np.dtype[Any], whole: tuple[int, ...]) -> NDArray[Any]:
     array = guest.array("bias", bias)
     if array.dtype != dtype:
-        raise InvalidTypeError(
-            "bias", got=str(array.dtype), expected=f"{dtype}, as the query has"
-        )
+        raise InvalidTypeError("bias", got=str(array.dtype), expected=f"{dtype}, as the query has")
     try:
         return np.broadcast_to(array, whole)
     except ValueError:
@@ -348,8 +350,10 @@ def _bias(
         ) from None
 
 
-def _sinks(guest: _Guest, sinks: Array, heads: int) -> NDArray[Any]:
+def _sinks(guest: _Guest, sinks: Array, dtype: np.dtype[Any], heads: int) -> NDArray[Any]:
     array = guest.array("sinks", sinks)
+    if array.dtype != dtype:
+        raise InvalidTypeError("sinks", str(array.dtype), f"{dtype}, as the query has")
     if array.shape != (heads,):
         raise InvalidArgumentError("sinks", f"shape {array.shape}", f"({heads},), one per head")
     return array
@@ -358,10 +362,14 @@ def _sinks(guest: _Guest, sinks: Array, heads: int) -> NDArray[Any]:
 def _number(name: str, value: object, positive: bool = False) -> float:
     if isinstance(value, bool) or not isinstance(value, (int, float, np.integer, np.floating)):
         raise InvalidTypeError(name, type(value).__name__, "a number")
-    if not isfinite(value) or (positive and value <= 0):
+    try:
+        number = float(value)
+    except OverflowError:
+        number = inf
+    if not isfinite(number) or (positive and number <= 0):
         expected = "a finite number above 0" if positive else "a finite number"
-        raise InvalidArgumentError(name, repr(float(value)), expected)
-    return float(value)
+        raise InvalidArgumentError(name, repr(number), expected)
+    return number
 
 
 def _instance(name: str, value: Any, kind: type, expected: str) -> Any:
@@ -422,9 +430,11 @@ class _Guest:
 
     def array(self, name: str, value: Any) -> NDArray[Any]:
         """A NumPy view of one argument, its memory shared."""
-        if self.torch is not None and isinstance(value, self.torch.Tensor):
+        if self.torch is not None:
+            if not isinstance(value, self.torch.Tensor):
+                raise InvalidTypeError(name, type(value).__name__, "a tensor, as the query is")
             value = self._view(name, value)
-        if not isinstance(value, np.ndarray):
+        if not isinstance(value, np.ndarray) or isinstance(value, np.ma.MaskedArray):
             raise InvalidTypeError(name, type(value).__name__, "an array of the query's kind")
         if value.dtype.name not in _FLOATS or not value.dtype.isnative:
             raise InvalidTypeError(
@@ -479,7 +489,7 @@ class _Guest:
 
     def empty_value(self, key: Any) -> Any:
         """Values of width 0 beside the keys: weights are asked for without values."""
-        return key[..., :0]
+        return key[..., :0] if key.ndim else key
 
 
 def _bfloat16(name: str) -> np.dtype[Any]:
@@ -492,7 +502,8 @@ def _bfloat16(name: str) -> np.dtype[Any]:
             expected="the package ml_dtypes beside it",
             cure="pip install ml_dtypes",
         ) from None
-    return np.dtype(ml_dtypes.bfloat16)
+    dtype: np.dtype[Any] = np.dtype(ml_dtypes.bfloat16)
+    return dtype
 
 
 def _squeeze(array: NDArray[Any], rank: int, tail: int) -> NDArray[Any]:
@@ -501,11 +512,6 @@ def _squeeze(array: NDArray[Any], rank: int, tail: int) -> NDArray[Any]:
 
 
 # Watching for several
-
-
-def _with_watch(call: Call, watch: Watch) -> Call:
-    fields = {name: getattr(call, name) for name in call.__dataclass_fields__}
-    return Call(**{**fields, "watch": watch})
 
 
 def _restrict(statistics: Statistics, watch: Watch) -> Statistics:

@@ -1,6 +1,6 @@
 """Viewpoints: what each head of an encoder looks at, how sure that is, over how many tokens.
 
-A role is claimed when its measure passes a bar, not because it is the largest of several. Every
+A role is claimed when its measure passes a bar, not when it is the largest of several. Every
 measure comes with an interval, with what a head would give that looks at all tokens alike, and
 with the number of rows it rests on.
 """
@@ -86,8 +86,7 @@ class Measure:
 
     @property
     def score(self) -> float:
-        """How far from chance (0) to the bar (1); above 1 the bar is passed. nan when there is
-        nothing between the two: a text of one token."""
+        """How far from chance (0) to the bar (1); nan where the two are one (a text of a word)."""
         span = self.bar - self.chance
         return (self.value - self.chance) / span if span else nan
 
@@ -334,8 +333,10 @@ def _similarity(embeddings: NDArray[Any], words: Index, candidate: NDArray[np.bo
 
 
 def _ranks(values: NDArray[Any], candidate: NDArray[np.bool_]) -> Floats:
-    """Ranks within each row's candidates, ties averaged, centred, of norm 1; a row whose values
-    are all equal has no order: 0."""
+    """Ranks within each row's candidates, ties averaged, centred, of norm 1.
+
+    A row whose values are all equal has no order: 0.
+    """
     width = values.shape[-1]
     if not values.size:
         return np.zeros(values.shape)
@@ -370,14 +371,17 @@ class Rows:
 
     @classmethod
     def of(cls, values: Floats, chance: Any, bar: Any, high: float = 1.0) -> Rows:
-        """chance and bar given for each row, or once for all."""
+        """Rows whose chance and bar are given for each row, or once for all."""
         chance = np.broadcast_to(chance, values.shape)
         return cls(values, chance, np.broadcast_to(bar, values.shape), (0.0, high))
 
     @classmethod
     def mass(cls, values: Floats, chance: Any, threshold: float) -> Rows:
-        """A share of the weight. On short texts the threshold may be near chance: the bar is
-        then half of the way from chance to everything."""
+        """A share of the weight.
+
+        On short texts the threshold may be near chance: the bar is then half of the way from
+        chance to everything.
+        """
         return cls.of(values, chance, np.maximum(threshold, (1.0 + np.asarray(chance)) / 2.0))
 
 
@@ -471,8 +475,11 @@ def _distance(view: View) -> Rows:
 
 @dataclass(frozen=True)
 class Role:
-    """A name, the measure behind it, the more particular roles that it holds, and whether it is
-    large by chance in some of many heads."""
+    """A name, and the measure behind it.
+
+    holds: the more particular roles that this one includes. noisy: the measure is large by chance
+    in some of many heads.
+    """
 
     name: str
     measure: Callable[[View], Rows]

@@ -63,12 +63,12 @@ class Watch:
             frozen.setflags(write=False)
             object.__setattr__(self, "groups", frozen)
         if self.picture is not None:
-            size = tuple(self.picture)
-            if len(size) != 2 or not all(isinstance(n, int) and n > 0 for n in size):
+            size = tuple(np.atleast_1d(np.asarray(self.picture, dtype=object)))
+            if len(size) != 2 or not all(isinstance(n, (int, np.integer)) and n > 0 for n in size):
                 raise InvalidArgumentError(
                     "picture", repr(self.picture), "(rows, columns), both 1 or more"
                 )
-            object.__setattr__(self, "picture", size)
+            object.__setattr__(self, "picture", (int(size[0]), int(size[1])))
 
     def __or__(self, other: Watch) -> Watch:
         """Everything that either of the two asks for."""

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, fields
-from math import isfinite, prod, sqrt
+from math import floor, isfinite, log10, prod, sqrt
 from typing import Any
 
 import numpy as np
@@ -201,7 +201,7 @@ def _call(
         query=q,
         key=k,
         value=v,
-        mask=None if mask is None else as_mask(mask),
+        mask=None if mask is None else as_mask(np.array(mask) if isinstance(mask, list) else mask),
         bias=None if bias is None else _spread("bias", bias, whole),
         scale=1 / sqrt(width) if scale is None else _number("scale", scale),
         softcap=None if softcap is None else _number("softcap", softcap, above=0.0),
@@ -276,26 +276,27 @@ def _page(shown: Steps) -> Iterator[str]:
     at_keys = [f"key {j}" for j in range(keys)]
     places = [f"[{c}]" for c in range(shown.output.shape[-1])]
     yield f"Attention step by step: {queries} queries, {keys} keys, width {width}"
-    yield from _table("1. score: each query times each key", at_keys, shown.scores, _plain)
-    yield from _table(f"2. scale: scores x {shown.scale:.4g}", at_keys, shown.scaled, _plain)
+    yield from _table("1. score: each query times each key", at_keys, shown.scores)
+    yield from _table(f"2. scale: scores x {shown.scale:.4g}", at_keys, shown.scaled)
     if shown.capped is not None:
-        yield from _table("   softcap", at_keys, shown.capped, _plain)
+        yield from _table("   softcap", at_keys, shown.capped)
     if shown.biased is not None:
-        yield from _table("   bias added", at_keys, shown.biased, _plain)
+        yield from _table("   bias added", at_keys, shown.biased)
     if not shown.visible.all():
-        yield from _table("   mask: . may not be looked at", at_keys, shown.logits, _plain)
+        yield from _table("   mask: . may not be looked at", at_keys, shown.logits)
     weights = np.where(shown.visible, shown.weights, -np.inf)
     title = "3. softmax: where each query looks, in percent"
     if shown.sink_weight is not None:
         weights = np.concatenate([weights, shown.sink_weight[:, None]], axis=-1)
     yield from _table(title, [*at_keys, "sink"][: weights.shape[-1]], weights, _percent)
-    yield from _table(
-        "4. mix: values, as much of each as the weights say", places, shown.output, _plain
-    )
+    yield from _table("4. mix: values, as much of each as the weights say", places, shown.output)
 
 
-def _table(title: str, heads: list[str], numbers: Reals, text: Any) -> Iterator[str]:
+def _table(
+    title: str, heads: list[str], numbers: Reals, text: Callable[[float], str] | None = None
+) -> Iterator[str]:
     rows, columns = min(_ROWS, numbers.shape[0]), min(_COLUMNS, numbers.shape[1])
+    text = text or _plain(numbers)
     cells = [[text(x) for x in row[:columns]] for row in numbers[:rows]]
     wide = [max(map(len, column)) + 2 for column in zip(heads[:columns], *cells, strict=True)]
     label = max((len(f"query {i}") for i in range(rows)), default=0) + 3
@@ -310,11 +311,12 @@ def _table(title: str, heads: list[str], numbers: Reals, text: Any) -> Iterator[
         yield f"   ({numbers.shape[0] - rows} more queries)"
 
 
-def _plain(x: float) -> str:
-    """Two decimals; more where the number is small, fewer where it is large."""
-    if x == -np.inf:
-        return "."
-    return f"{x:.2f}" if 0.1 <= abs(x) < 1e5 or x == 0 else f"{x:.3g}"
+def _plain(numbers: Reals) -> Callable[[float], str]:
+    """How a table prints numbers: two decimals, more when all are small; hidden ones as dots."""
+    largest = np.abs(numbers[np.isfinite(numbers)]).max(initial=0.0)
+    decimals = 2 if largest >= 0.1 or largest == 0 else 2 - floor(log10(largest))
+    form = f".{decimals}f" if largest < 1e6 and decimals < 8 else ".3g"
+    return lambda x: "." if x == -np.inf else format(x + 0.0, form)
 
 
 def _percent(x: float) -> str:

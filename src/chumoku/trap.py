@@ -82,7 +82,7 @@ class Softmax:
 
     @property
     def verdict(self) -> str:
-        """ "large": most rows are saturated; "small": most are even; "right": neither."""
+        """One of "large" (most rows are saturated), "small" (most are even) and "right"."""
         if self.saturated > MAJORITY:
             return "large"
         return "small" if self.even > MAJORITY else "right"
@@ -200,11 +200,11 @@ class QueryKey(Protocol):
 
     @property
     def query(self) -> NDArray[Any]:
-        """(heads, tokens, width of a head)"""
+        """(heads, tokens, width of a head)."""
 
     @property
     def key(self) -> NDArray[Any]:
-        """(kv_heads, tokens, width of a head)"""
+        """(kv_heads, tokens, width of a head)."""
 
 
 class Traced(Protocol):
@@ -311,8 +311,10 @@ def _through_softmax(given: Floats, upstream: Floats) -> Floats:
 
 
 def three_rows() -> tuple[Row, Row, Row]:
-    """Three logits that are too large, right and too small: [10, 20, 30], [1, 2, 3], [.01, .02,
-    .03]; their verdicts are "large", "right" and "small"."""
+    """Logits too large [10, 20, 30], right [1, 2, 3], and too small [0.01, 0.02, 0.03].
+
+    Their verdicts are "large", "right" and "small".
+    """
     return _row((10.0, 20.0, 30.0)), _row((1.0, 2.0, 3.0)), _row((0.01, 0.02, 0.03))
 
 
@@ -385,8 +387,11 @@ def _softmax(query: NDArray[Any], key: NDArray[Any], scale: float) -> tuple[Soft
 
 
 def _deviation(query: NDArray[Any], key: NDArray[Any], scale: float) -> Floats:
-    """Standard deviation of each row's logits over the keys, without the matrix of logits: the
-    variance of <q, k> over the keys is q C q with C the keys' covariance."""
+    """Standard deviation of each row's logits over the keys, (heads, rows).
+
+    Without the matrix of logits: the variance of <q, k> over the keys is q C q with C the keys'
+    covariance.
+    """
     keys = key.astype(np.float64)
     keys = keys - keys.mean(axis=-2, keepdims=True)
     covariance = np.swapaxes(keys, -1, -2) @ keys / keys.shape[-2]

@@ -5,11 +5,10 @@ from __future__ import annotations
 import platform
 from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, version
-from typing import Any
 
 import numpy as np
 
-from chumoku import __version__
+from chumoku import __version__, _native
 from chumoku.cli.parser import Parser
 from chumoku.cli.shown import show
 from chumoku.kernels import KERNELS, Call
@@ -33,25 +32,15 @@ def run(arguments: Sequence[str], lang: str) -> int:
 
 
 def _machine() -> Machine:
-    native = _native()
-    threads = native.get("threads")
     versions: dict[str, str | None] = {"chumoku": __version__, "python": platform.python_version()}
     return Machine(
         versions=versions | {package: _version(package) for package in PACKAGES},
         system=f"{platform.system()} {platform.machine()}",
-        isa=native.get("isa"),
-        threads=None if threads is None else int(threads),
+        isa=_native.instruction_set(),
+        threads=_native.threads(),
         kernels={kernel.name: kernel.refuses(_small_call()) for kernel in KERNELS},
         model=(MODEL_PACKAGE, _version(MODEL_PACKAGE)),
     )
-
-
-def _native() -> dict[str, Any]:
-    try:
-        from chumoku import _native
-    except ImportError:
-        return {}
-    return dict(_native.info())
 
 
 def _small_call() -> Call:

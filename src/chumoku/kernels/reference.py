@@ -12,14 +12,16 @@ Every function computes in the dtype it is given, float64 unless a test asks for
 from __future__ import annotations
 
 from itertools import pairwise
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from chumoku.kernels import Call
 from chumoku.mask import position_offset
 from chumoku.statistics import Statistics
+
+if TYPE_CHECKING:
+    from chumoku.kernels import Call
 
 Reals = NDArray[Any]
 Bools = NDArray[np.bool_]
@@ -28,7 +30,7 @@ Ints = NDArray[np.int64]
 name = "reference"
 
 
-def refuses(call: Call) -> str | None:
+def refuses(call: Call) -> str | None:  # noqa: ARG001 (the protocol's argument)
     """Never: every call can be served, given the memory."""
     return None
 
@@ -325,8 +327,8 @@ def backward(
     )
 
 
-def _shared(call: Call, each_head: Reals) -> Reals:
+def _shared(call: Call, gradient: Reals) -> Reals:
     """The gradient of a key or value head: the sum over the query heads that share it."""
-    *batch, _, length, width = each_head.shape
-    grouped = each_head.reshape(*batch, call.key.shape[-3], call.group, length, width)
+    *batch, _, length, width = gradient.shape
+    grouped = gradient.reshape(*batch, call.key.shape[-3], call.group, length, width)
     return np.asarray(grouped.sum(axis=-3))

@@ -29,6 +29,8 @@ Floats = NDArray[np.float64]
 SINK = 0.3
 # Heads that a scene singles out.
 STANDOUTS = 3
+# The favourite's weight in a head that is chosen for an explanation.
+TELLING = 0.6
 
 
 @dataclass(frozen=True)
@@ -295,9 +297,9 @@ class Machine:
     ----------
     versions : dict of name to version, None when not installed
     system : str
-    isa : str or None
+    isa : str
         Instruction set of the native kernel; None when it is not built.
-    threads : int or None
+    threads : int
     kernels : dict of name to the sentence why it does not run here, None when it runs
     model : (package, version or None)
         Package of the default model.
@@ -305,8 +307,8 @@ class Machine:
 
     versions: dict[str, str | None]
     system: str
-    isa: str | None
-    threads: int | None
+    isa: str
+    threads: int
     kernels: dict[str, str | None]
     model: tuple[str, str | None]
 
@@ -372,12 +374,12 @@ def explanation(
 ) -> Explanation:
     """The four steps of one head for one token.
 
-    A layer or head that is not given is the one that looks the most sharply at one other word
-    from this token.
+    A layer or head that is not given is one with a favourite among the other words, which leaves
+    something for the others too: there the four steps are seen the best.
     """
     chosen = layer is not None and head is not None
     if layer is None or head is None:
-        layer, head = _sharp_from(encoder, encoding, query, layer)
+        layer, head = _telling(encoder, encoding, query, layer)
     trace = encoding.traces[layer]
     group = trace.query.shape[0] // trace.key.shape[0]
     memo = np.asarray(trace.query[head, query], dtype=np.float64)
@@ -507,18 +509,21 @@ def _standouts(
     )
 
 
-def _sharp_from(
+def _telling(
     encoder: Encoder, encoding: Encoding, token: int, layer: int | None
 ) -> tuple[int, int]:
-    """The head with the largest weight from one token on one other word."""
-    special = np.array([other.special for other in encoding.tokens], dtype=bool)
-    special[token] = True
+    """The head whose largest weight on another word is the nearest to `TELLING`."""
+    other = np.array([not each.special for each in encoding.tokens], dtype=bool)
+    other[token] = False
     layers = range(len(encoder.layers)) if layer is None else [layer]
-    if special.all():
+    if not other.any():
         return layers[0], 0
-    largest = [np.asarray(encoding.weights(i))[:, token, ~special].max(axis=-1) for i in layers]
-    best = int(np.argmax([heads.max() for heads in largest]))
-    return layers[best], int(largest[best].argmax())
+    far = [
+        np.abs(np.asarray(encoding.weights(i))[:, token, other].max(axis=-1) - TELLING)
+        for i in layers
+    ]
+    best = int(np.argmin([heads.min() for heads in far]))
+    return layers[best], int(far[best].argmin())
 
 
 def _query(

@@ -94,11 +94,11 @@ SENTENCES = {
     "look.map_note": "each row looks at the columns; the taller the block, the more attention",
     "look.tallest": "tallest block: {share}",
     "look.standouts": "Heads with a mind of their own",
-    "look.standouts_note": "the mean hides them: small maps without special tokens, how much each "
-    "head looks at words at all, and its strongest looks (raw)",
+    "look.standouts_note": "the mean hides them; their maps, without special tokens",
+    "look.among": "looks at words",
+    "look.strongest": "strongest looks, raw",
     "look.each_head": "The heads of layer {layer}, one by one",
-    "look.each_head_note": "small maps without special tokens (rows look at columns), then how much "
-    "each head looks at words at all, and its strongest looks from one word to another, raw",
+    "look.each_head_note": "without special tokens; rows look at columns",
     "query.title": "{token} through the heads of layer {layer}",
     "query.asked": "left: without special tokens; middle: raw; right: how much each head gives",
     "query.chosen": "layer {layer} was chosen: there, the heads look at words the most from this "
@@ -129,7 +129,7 @@ SENTENCES = {
     # Explain
     "explain.title": "A visit to the library",
     "explain.about": "{model} · layer {layer}, head {head} · {token}",
-    "explain.chosen": "{about} (a head that looks sharply from here; --layer and --head take "
+    "explain.chosen": "{about} (a head with a favourite here; --layer and --head take "
     "another)",
     "explain.memo": "{token} comes with a memo of what it is looking for (the query): {width} "
     "numbers.",
@@ -157,7 +157,8 @@ SENTENCES = {
     # Trap
     "trap.title": "The softmax trap",
     "trap.rows": "Three logits, three ways to look",
-    "trap.rows_note": "softmax turns the three numbers on the left into shares of attention",
+    "trap.rows_note": "softmax turns the three numbers on the left into shares of attention; flow is "
+    "how much gradient passes (0: none)",
     "trap.large": "too large: one key has everything, and no gradient passes",
     "trap.right": "right: the best is in front, the others are still seen",
     "trap.small": "too small: nearly uniform, nothing is found",
@@ -165,7 +166,7 @@ SENTENCES = {
     "trap.study": "Random queries and keys, wider and wider",
     "trap.study_note": "{keys} keys; saturation 1 = one key has everything; flow 0 = no gradient "
     "passes softmax; deviation of the logits in brackets is what theory says: √width without the "
-    "scale, 1 with it",
+    "scale, 1 with it; gradient: what reaches the logits of a typical row",
     "trap.without_scale": "without the scale",
     "trap.with_scale": "divided by √width",
     "trap.width": "width",
@@ -177,18 +178,17 @@ SENTENCES = {
     "trap.lesson": "Without the scale, at width {width} the logits deviate by {deviation}, the "
     "saturation reaches {saturation}, and the gradient that passes is {share} of what passes with "
     "the scale.",
-    "trap.chart": "Saturation against width",
     "trap.text": "The same in a real model",
     "trap.text_note": "{model}: one cell per head, layers down, heads across; the taller the block, "
     "the more of its rows are saturated (one key has nearly everything)",
     "trap.as_is": "as it is",
     "trap.unscaled": "without the scale",
     "trap.multiplied": "logits × {factor}",
-    "trap.count": "{count} of {all} heads saturated",
-    "trap.count_note": "A head counts as saturated when more than half of its rows are.",
+    "trap.saturated": "saturated",
+    "trap.count_note": "A head counts as saturated when more than half of its rows are. Entropy (as a "
+    "share of the largest possible) and flow are means over all heads.",
     "trap.heads": "Saturated as it is: {heads}.",
     "trap.no_heads": "As it is, no head is saturated on this text.",
-    "trap.means": "mean entropy, as a share of the possible: {entropy} · mean flow: {flow}",
     # Heads
     "heads.title": "What each head looks at",
     "heads.about": "{model} · {layers} layers × {heads} heads · {tokens} tokens in {texts} texts",
@@ -199,23 +199,21 @@ SENTENCES = {
     "heads.few": "Only {tokens} tokens were seen: many of these roles may be chance. Give more "
     "texts, or a file with one text a line.",
     "heads.legend": "Roles",
-    "heads.legend_note": "best example of each, its measure with 95 % interval, and what looking at "
-    "all tokens alike would give",
+    "heads.legend_note": "best example of each without special tokens (special: raw), its measure with "
+    "95 % interval, what looking at all tokens alike would give, and over how many tokens",
     "heads.certainty": "bold: sure, the whole interval is beyond the bar · plain: likely · pale with "
     "?: undecided, too few tokens",
     "heads.best": "best",
     "heads.value": "measure",
     "heads.chance": "by chance",
     "heads.count": "heads",
-    "heads.rows": "over",
-    "heads.rows_value": "{rows} tokens",
-    "heads.by_layer": "layer",
+    "heads.rows": "tokens",
     "heads.mixed_note": "{count} heads are mixed: no single viewpoint passes its bar.",
     "role.previous": "previous token",
     "role.next": "next token",
     "role.self": "itself",
-    "role.same": "same token elsewhere",
-    "role.special": "special tokens (sink)",
+    "role.same": "same token",
+    "role.special": "special (sink)",
     "role.meaning": "similar meaning",
     "role.near": "near",
     "role.far": "far",

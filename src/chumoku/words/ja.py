@@ -93,11 +93,11 @@ SENTENCES = {
     "look.map_note": "行のトークンが列のトークンを見ています。高いほど注目度が大きくなります",
     "look.tallest": "いちばん高いところ: {share}",
     "look.standouts": "個性のはっきりしたヘッド",
-    "look.standouts_note": "平均には現れない見方です。小さな地図は特殊トークンを除いたもの。その下は、"
-    "ヘッドがことばを見ている割合と、強い視線 (そのままの値) です",
+    "look.standouts_note": "平均には現れない見方です。地図は特殊トークンを除いたものです",
+    "look.among": "ことばを見る割合",
+    "look.strongest": "強い視線 (そのままの値)",
     "look.each_head": "層 {layer} のヘッドをひとつずつ",
-    "look.each_head_note": "小さな地図は特殊トークンを除いたもの (行が列を見ています)。その下は、"
-    "ヘッドがことばを見ている割合と、ことばからほかのことばへの強い視線 (そのままの値) です",
+    "look.each_head_note": "地図は特殊トークンを除いたもので、行が列を見ています",
     "query.title": "層 {layer} のヘッドを通して見る {token}",
     "query.asked": "左: 特殊トークンを除く。中: そのまま。右: 各ヘッドが渡す大きさ",
     "query.chosen": "このトークンからことばを見る割合がいちばん大きい層 {layer} を選びました。"
@@ -127,7 +127,7 @@ SENTENCES = {
     # Explain
     "explain.title": "図書館にて",
     "explain.about": "{model} · 層 {layer}・ヘッド {head} · {token}",
-    "explain.chosen": "{about} (ここからはっきり見ているヘッドです。--layer と --head で選び直せます)",
+    "explain.chosen": "{about} (お気に入りのことばがあるヘッドです。--layer と --head で選び直せます)",
     "explain.memo": "{token} は、探しているものを書いたメモ (クエリ) を持ってきます。"
     "{width} 個の数です。",
     "explain.books": "{token} 自身も含めて {count} 個のトークンが、それぞれ 1 冊の本です。"
@@ -152,14 +152,15 @@ SENTENCES = {
     # Trap
     "trap.title": "ソフトマックスの罠",
     "trap.rows": "3 つのロジット、3 通りの見方",
-    "trap.rows_note": "左の 3 つの数を、ソフトマックスが注目度に変えます",
+    "trap.rows_note": "左の 3 つの数を、ソフトマックスが注目度に変えます。流れは通る勾配の大きさです (0 = 通らない)",
     "trap.large": "大きすぎます。ひとつのキーがすべてを取り、勾配が流れません",
     "trap.right": "ちょうどよい大きさです。いちばんが前に出て、ほかも見えています",
     "trap.small": "小さすぎます。ほぼ均等で、何も見つかりません",
     "trap.flow": "流れ {flow}",
     "trap.study": "でたらめなクエリとキーの幅を広げていくと",
     "trap.study_note": "キーは {keys} 個。飽和 1 = ひとつのキーがすべてを取る。流れ 0 = ソフトマックスを"
-    "勾配が通らない。ロジットの標準偏差の括弧内は理論値で、割らなければ √幅、割れば 1 です",
+    "勾配が通らない。ロジットの標準偏差の括弧内は理論値で、割らなければ √幅、割れば 1 です。"
+    "勾配は典型的な行のロジットに届く大きさです",
     "trap.without_scale": "割らないとき",
     "trap.with_scale": "√幅で割ったとき",
     "trap.width": "幅",
@@ -170,18 +171,17 @@ SENTENCES = {
     "trap.gradient": "勾配",
     "trap.lesson": "割らないと、幅 {width} でロジットの標準偏差は {deviation}、飽和は {saturation} になり、"
     "通る勾配は割ったときの {share} です。",
-    "trap.chart": "幅と飽和",
     "trap.text": "本物のモデルでは",
     "trap.text_note": "{model}: 1 マスが 1 つのヘッドで、縦が層、横がヘッドです。高いほど、飽和した行 "
     "(ひとつのキーがほぼすべてを取る行) が多くなります",
     "trap.as_is": "そのまま",
     "trap.unscaled": "割らないとき",
     "trap.multiplied": "ロジットを {factor} 倍",
-    "trap.count": "{all} ヘッド中 {count} が飽和",
-    "trap.count_note": "半分より多くの行が飽和しているヘッドを、飽和したヘッドと数えます。",
+    "trap.saturated": "飽和",
+    "trap.count_note": "半分より多くの行が飽和しているヘッドを、飽和したヘッドと数えます。"
+    "エントロピー (取りうる最大に対する割合) と流れは、全ヘッドの平均です。",
     "trap.heads": "そのままで飽和しているヘッド: {heads}。",
     "trap.no_heads": "そのままなら、この文で飽和しているヘッドはありません。",
-    "trap.means": "平均エントロピー (取りうる最大に対する割合): {entropy} · 平均の流れ: {flow}",
     # Heads
     "heads.title": "それぞれのヘッドは何を見ている？",
     "heads.about": "{model} · {layers} 層 × {heads} ヘッド · {texts} 文の {tokens} トークン",
@@ -191,22 +191,21 @@ SENTENCES = {
     "heads.few": "見たのは {tokens} トークンだけなので、役割の多くは偶然かもしれません。"
     "もっと多くの文か、1 行に 1 文を書いたファイルを渡してください。",
     "heads.legend": "役割",
-    "heads.legend_note": "役割ごとのいちばんの例と、その測定値 (95 % 区間)、すべてのトークンを等しく見たときの値",
+    "heads.legend_note": "役割ごとのいちばんの例 (特殊トークンを除く。特殊の行だけはそのままの値)、"
+    "測定値 (95 % 区間)、すべてのトークンを等しく見たときの値、測ったトークンの数です",
     "heads.certainty": "太字: 確か (区間全体が基準を超えています) · 普通: おそらく · "
     "薄字と ?: トークンが少なく、まだ決められません",
     "heads.best": "代表",
     "heads.value": "測定値",
     "heads.chance": "偶然なら",
     "heads.count": "ヘッド数",
-    "heads.rows": "対象",
-    "heads.rows_value": "{rows} トークン",
-    "heads.by_layer": "層",
+    "heads.rows": "トークン",
     "heads.mixed_note": "{count} ヘッドは混合型で、ひとつの視点では基準を超えません。",
     "role.previous": "前のトークン",
     "role.next": "次のトークン",
     "role.self": "自分自身",
-    "role.same": "ほかの場所の同じトークン",
-    "role.special": "特殊トークン (シンク)",
+    "role.same": "同じトークン",
+    "role.special": "特殊 (シンク)",
     "role.meaning": "似た意味",
     "role.near": "近く",
     "role.far": "遠く",

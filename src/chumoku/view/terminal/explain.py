@@ -76,13 +76,19 @@ def _score(told: Explanation, shown: Sequence[int], names: Names, page: Page) ->
     width = told.memo.size
     note = say("explain.score_note", page.lang, width=width)
     lines = title(page, say("explain.score", page.lang), note)
-    largest = float(np.abs(told.scores).max()) or 1.0
+    below = max(0.0, -float(told.scores.min()))
+    above = max(0.0, float(told.scores.max()))
     room = _bar_room(page)
+    left = round(room * below / ((below + above) or 1.0))
 
     def number(k: int) -> list[Span]:
         score = float(told.scores[k])
-        ink = "accent" if score > 0 else "quiet"
-        return [Span(f"{score:8.2f}  "), bar(abs(score) / largest, room, page, ink)]  # type: ignore[arg-type]
+        line = [Span(f"{score:8.2f}  ")]
+        if left:
+            line.append(bar(-score / (below or 1.0), left, page, "quiet", leftwards=True))
+        if left < room:
+            line.append(bar(score / (above or 1.0), room - left, page))
+        return line
 
     return [*lines, *_table(told, shown, names, page, number)]
 
@@ -130,8 +136,8 @@ def _softmax(told: Explanation, shown: Sequence[int], names: Names, page: Page) 
         "explain.unscaled",
         page.lang,
         token=names[top],
-        share=percent(float(told.unscaled[top])).strip(),
-        now=percent(float(told.weights[top])).strip(),
+        share=f"{float(told.unscaled[top]) * 100:.1f} %",
+        now=f"{float(told.weights[top]) * 100:.1f} %",
     )
     return [*lines, (), *paragraph(page, bare, "quiet")]
 

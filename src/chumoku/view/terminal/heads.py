@@ -77,7 +77,7 @@ def mark(role: str, page: Page) -> str:
 
 
 def _map(heads: HeadMap, name: str, page: Page) -> list[Line]:
-    size = max(cells(mark(role, page)) for role in _LETTERS) + 1
+    size = max(cells(mark(role, page)) for role in _LETTERS) + 2
     lines: list[Line] = [(Span(" " * 8), Span(name, "strong"))]
     head = [Span(" " * 8)]
     for number in range(heads.heads):

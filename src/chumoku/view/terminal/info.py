@@ -19,11 +19,10 @@ def info(machine: Machine, page: Page) -> list[Line]:
     versions = {name: text or absent for name, text in machine.versions.items()}
     lines += _table(versions, page, quiet=[n for n, v in machine.versions.items() if v is None])
     lines += title(page, say("info.machine", lang))
-    unknown = say("info.unknown", lang)
     facts = {
         say("info.system", lang): machine.system,
-        say("info.isa", lang): machine.isa or unknown,
-        say("info.threads", lang): str(machine.threads or unknown),
+        say("info.isa", lang): machine.isa,
+        say("info.threads", lang): str(machine.threads),
     }
     lines += _table(facts, page)
     lines += title(page, say("info.kernels", lang), say("info.kernels_note", lang))

@@ -16,7 +16,7 @@ from typing import Literal, TypeAlias
 
 from chumoku.errors import UnavailableError
 
-Ink: TypeAlias = Literal["plain", "strong", "quiet", "accent", "loud"]
+Ink: TypeAlias = Literal["plain", "strong", "quiet", "accent", "pale", "loud"]
 
 # 朱色, the vermilion with which a teacher marks what deserves attention. Contrast 3.4 on white and
 # 6.1 on black; one hue, so that nothing depends on telling two colours apart.
@@ -26,6 +26,7 @@ _STYLES: dict[Ink, str] = {
     "strong": "bold",
     "quiet": "dim",
     "accent": ACCENT,
+    "pale": f"dim {ACCENT}",
     "loud": f"bold {ACCENT}",
 }
 
@@ -33,21 +34,31 @@ _STYLES: dict[Ink, str] = {
 WIDEST = 104
 
 _EIGHTHS = " ▏▎▍▌▋▊▉█"
-_HEIGHTS = "·▁▂▃▄▅▆▇█"
-_PLAIN_HEIGHTS = ".:-=+*%#@"
+# Seven eighths at most, so that blocks in neighbouring rows never touch.
+_HEIGHTS = "·▁▂▃▄▅▆▇"
+_PLAIN_HEIGHTS = ".:-=+*#@"
 # May not begin a line of Japanese.
-_CLOSERS = "、。，．・：；？！）」』】〉》ー々%％,.!?:;)"
+_CLOSERS = "、。，．・：；？！）」』】〉》ー々%％,.!?:;)ぁぃぅぇぉっゃゅょ"
 _OPENERS = "（「『【〈《("
 
 
 @dataclass(frozen=True)
 class Span:
-    """Text of one meaning; `bar` (filled part, cells) marks a bar, which SVG draws as a shape."""
+    """Text of one meaning, and what a picture draws in place of block characters.
+
+    Attributes
+    ----------
+    text : str
+    ink : str
+    bar : (filled, whole) in cells, of a bar that grows from the left or `leftwards`
+    level : height of a block on a map, from 0 to 1
+    """
 
     text: str
     ink: Ink = "plain"
     bar: tuple[float, int] | None = None
     level: float | None = None
+    leftwards: bool = False
 
 
 Line: TypeAlias = tuple[Span, ...]
@@ -73,7 +84,7 @@ class Page:
     @property
     def blocks(self) -> bool:
         """Whether block characters may be used."""
-        return _speaks(self.encoding, _EIGHTHS + _HEIGHTS + "›→×√…")
+        return _speaks(self.encoding, _EIGHTHS + _HEIGHTS + "▐→×÷√…")
 
     def visible(self, text: str) -> str:
         """`text` as it may be shown here."""
@@ -148,26 +159,33 @@ def _cut(text: str, width: int, page: Page) -> str:
     return kept + mark if width > 0 else ""
 
 
-def bar(share: float, width: int, page: Page, ink: Ink = "accent") -> Span:
-    """A bar of `width` cells, filled to `share` of it in eighths of a cell."""
+def bar(
+    share: float, width: int, page: Page, ink: Ink = "accent", *, leftwards: bool = False
+) -> Span:
+    """A bar of `width` cells, filled to `share` of it: in eighths, or in halves from the right."""
     share = min(max(share, 0.0), 1.0)
     if not page.blocks:
-        return Span(("#" * round(share * width)).ljust(width), ink)
-    eighths = round(share * width * 8)
+        text = "#" * round(share * width)
+        return Span(text.rjust(width) if leftwards else text.ljust(width), ink)
+    steps = 2 if leftwards else 8
+    filled = round(share * width * steps)
     if share > 0.005:
-        eighths = max(eighths, 1)
-    full, rest = divmod(eighths, 8)
-    text = "█" * full + (_EIGHTHS[rest] if rest else "")
-    return Span(text.ljust(width), ink, bar=(eighths / 8, width))
+        filled = max(filled, 1)
+    full, rest = divmod(filled, steps)
+    if leftwards:
+        text = ("▐" * rest + "█" * full).rjust(width)
+    else:
+        text = ("█" * full + _EIGHTHS[rest].strip()).ljust(width)
+    return Span(text, ink, bar=(filled / steps, width), leftwards=leftwards)
 
 
 def level(share: float, width: int, page: Page) -> Span:
     """A cell of a map: a block as high as `share`, the same ink at every height."""
-    step = min(8, int(max(share, 0.0) * 8 + 0.5))
+    step = min(7, int(max(share, 0.0) * 7 + 0.5))
     glyph = (_HEIGHTS if page.blocks else _PLAIN_HEIGHTS)[step]
     if step == 0:
         return Span(glyph.center(width), "quiet")
-    return Span(glyph * width, "accent", level=step / 8)
+    return Span(glyph * width, "accent", level=step / 7)
 
 
 def percent(share: float) -> str:
@@ -179,24 +197,46 @@ def percent(share: float) -> str:
 
 def wrap(text: str, width: int, measure: Callable[[str], int] = cells) -> list[str]:
     """Lines of at most `width` cells: broken at spaces, and between wide characters."""
-    pieces: list[str] = []
-    for character in text:
-        glued = bool(pieces) and (
-            character in _CLOSERS
-            or pieces[-1][-1] in _OPENERS
-            or (measure(character) < 2 and measure(pieces[-1][-1]) < 2 and pieces[-1][-1] != " ")
-        )
-        if glued:
-            pieces[-1] += character
-        else:
-            pieces.append(character)
+    lines = _broken(text, width, measure)
+    for narrower in range(width - 2, max(width - 16, 8), -2):
+        if len(lines) < 2 or measure(lines[-1]) > 8:
+            break
+        # A last line of one or two characters looks lost: share the space more evenly.
+        other = _broken(text, narrower, measure)
+        lines = other if len(other) == len(lines) else lines
+    return lines
+
+
+def _broken(text: str, width: int, measure: Callable[[str], int]) -> list[str]:
     lines = [""]
-    for piece in pieces:
+    for piece in _pieces(text, width, measure):
         if measure(lines[-1]) + measure(piece.rstrip()) > width and lines[-1].strip():
             lines.append("")
             piece = piece.lstrip()
         lines[-1] += piece
     return [line.rstrip() for line in lines]
+
+
+def _pieces(text: str, width: int, measure: Callable[[str], int]) -> list[str]:
+    """What stays together: words, katakana words, and punctuation with what it belongs to."""
+    pieces: list[str] = []
+    for character in text:
+        last = pieces[-1][-1] if pieces else " "
+        glued = bool(pieces) and (
+            character in _CLOSERS
+            or last in _OPENERS
+            or (measure(character) < 2 and measure(last) < 2 and last != " ")
+            or (_katakana(character) and _katakana(last))
+        )
+        if glued and measure(pieces[-1]) + measure(character) <= width:
+            pieces[-1] += character
+        else:
+            pieces.append(character)
+    return pieces
+
+
+def _katakana(character: str) -> bool:
+    return "\u30a1" <= character <= "\u30fc"
 
 
 def title(page: Page, text: str, note: str = "") -> list[Line]:

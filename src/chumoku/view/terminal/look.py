@@ -29,6 +29,8 @@ from chumoku.words import say
 # Rows that are shown unless all are asked for, and rows up to which each gets air around it.
 ROWS = 12
 AIRY = 8
+# Cells between the two panels.
+GAP = 2
 # Hints that end a drawing.
 HINTS = 3
 # Cells of a block on a map: the same for all, so that their areas compare.
@@ -110,15 +112,15 @@ class _Grid:
         self.token = names.room([row.query for row in rows], most)
         self.words = names.room([look.key for row in rows for look in row.words], most)
         self.raw = names.room([look.key for row in rows for look in row.raw], most)
-        fixed = 2 + self.index + 1 + self.token + 3 + self.words + self.raw + 2 * 7 + 2
+        fixed = 2 + self.index + 1 + self.token + 3 + self.words + self.raw + 2 * 7 + GAP
         self.bar = max(4, (width - 1 - fixed) // 2)
 
     def heading(self) -> Line:
         lead = 2 + self.index + 1 + self.token + 3
-        panel = self.words + 1 + self.bar + 6
+        panel = self.words + 7 + self.bar
         left = fit(say("look.words", self.page.lang), panel, self.page)
-        raw = fit(say("look.raw", self.page.lang), self.raw + 1 + self.bar + 6, self.page)
-        return (Span(" " * lead), Span(left, "quiet"), Span("   "), Span(raw, "quiet"))
+        raw = fit(say("look.raw", self.page.lang), self.raw + 7 + self.bar, self.page)
+        return (Span(" " * lead), Span(left, "quiet"), Span(" " * GAP), Span(raw, "quiet"))
 
     def row(self, row: Row) -> list[Line]:
         lines: list[Line] = []
@@ -134,20 +136,18 @@ class _Grid:
                 ]
             words = self._panel(row.words, place, self.words, "accent")
             raw = self._panel(row.raw, place, self.raw, "quiet")
-            lines.append((*lead, *words, Span("   "), *raw))
+            lines.append((*lead, *words, Span(" " * GAP), *raw))
         return lines
 
     def _panel(self, looks: Sequence[Look], place: int, room: int, ink: Ink) -> list[Span]:
         if place >= len(looks):
-            return [Span(" " * (room + 1 + self.bar + 6))]
-        found = looks[place]
-        bold: Ink = "strong" if place == 0 and ink == "accent" else "plain"
+            return [Span(" " * (room + 7 + self.bar))]
+        found, first = looks[place], place == 0
+        bold: Ink = "strong" if first and ink == "accent" else "plain"
         return [
             Span(fit(self.names[found.key], room, self.page), self.names.ink(found.key, bold)),
-            Span(" "),
-            bar(found.weight, self.bar, self.page, ink),
-            Span(" "),
-            Span(percent(found.weight), bold),
+            Span(f" {percent(found.weight)} ", bold),
+            bar(found.weight, self.bar, self.page, ink if first or ink == "quiet" else "pale"),
         ]
 
 
@@ -164,29 +164,33 @@ def _maps(weights: Floats, names: Names, page: Page) -> list[Line]:
     shared = among_words(weights, names.special)
     if len(words) < 2:
         return []
-    left = _map(shared, words, words, names, page)
+    left: list[Line] | None = _map(shared, words, words, names, page)
     if left is None:
         return []
     lines = title(page, say("look.map", page.lang), say("look.map_note", page.lang))
     everything = list(range(len(names.texts)))
     right = _map(weights, everything, everything, names, page)
-    heading = [Span("   "), *_tallest("look.words", shared[np.ix_(words, words)], page)]
-    room = max(length(heading), *(length(line) for line in left))
-    if right is None or room + 6 + max(length(line) for line in right) > min(page.width, WIDEST):
-        return [*lines, tuple(heading), (), *left]
-    heading += [Span(" " * (room - length(heading) + 6)), *_tallest("look.raw", weights, page)]
-    joined: list[Line] = []
-    for place, line in enumerate(right):
-        own = left[place] if place < len(left) else ()
-        joined.append((*own, Span(" " * (room - length(own) + 3)), *line))
-    return [*lines, tuple(heading), (), *joined]
+    left = [*_caption("look.words", shared[np.ix_(words, words)], page), *left]
+    if right is not None:
+        right = [*_caption("look.raw", weights, page), *right]
+        room = max(length(line) for line in left)
+        if room + 3 + max(length(line) for line in right) <= min(page.width, WIDEST):
+            left += [()] * (len(right) - len(left))
+            left = [
+                (*own, Span(" " * (room - length(own) + 3)), *other)
+                for own, other in zip(left, right, strict=True)
+            ]
+    return [*lines, *left]
 
 
-def _tallest(key: str, weights: Floats, page: Page) -> list[Span]:
+def _caption(key: str, weights: Floats, page: Page) -> list[Line]:
     """Name of a map and what its tallest block stands for."""
-    share = percent(float(weights.max())).strip()
-    tallest = say("look.tallest", page.lang, share=share)
-    return [Span(say(key, page.lang), "strong"), Span(f"  {tallest}", "quiet")]
+    tallest = say("look.tallest", page.lang, share=percent(float(weights.max())).strip())
+    return [
+        (Span("   "), Span(say(key, page.lang), "strong")),
+        (Span("   "), Span(tallest, "quiet")),
+        (),
+    ]
 
 
 def _map(
@@ -227,6 +231,7 @@ def _standouts(scene: Scene, names: Names, page: Page) -> list[Line]:
     )
     if _small_maps_fit(words, page):
         lines += _small_maps(scene.standouts, words, names, page)
+    lines.append(_head_heading(page))
     return [*lines, *(_head_line(gaze, words, names, page) for gaze in scene.standouts)]
 
 
@@ -245,6 +250,7 @@ def _heads(scene: Scene, names: Names, page: Page) -> list[Line]:
         return lines
     if _small_maps_fit(words, page):
         lines += _small_maps(scene.heads, words, names, page)
+    lines.append(_head_heading(page))
     for gaze in scene.heads:
         lines.append(_head_line(gaze, words, names, page))
     return lines
@@ -275,11 +281,17 @@ def _small_maps(
     return lines
 
 
+def _head_heading(page: Page) -> Line:
+    among = fit(say("look.among", page.lang), 18, page)
+    strongest = say("look.strongest", page.lang)
+    return (Span(" " * 10), Span(among, "quiet"), Span("   "), Span(strongest, "quiet"))
+
+
 def _head_line(gaze: Gaze, words: Sequence[int], names: Names, page: Page) -> Line:
     """The share that one head leaves among the words, and its strongest looks there."""
     among = float(gaze.weights[np.ix_(words, words)].sum(axis=-1).mean())
-    line = [Span(fit(f"   L{gaze.layer}H{gaze.head}", 10, page), "strong"), bar(among, 10, page), Span(" ")]
-    line += [Span(percent(among)), Span("   ")]
+    line = [Span(fit(f"   L{gaze.layer}H{gaze.head}", 10, page), "strong")]
+    line += [Span(f"{percent(among)} "), bar(among, 12, page, "pale"), Span("   ")]
     looks = [(float(gaze.weights[i, k]), i, k) for i in words for k in words if i != k]
     arrow = page.sign("→", ">")
     for weight, i, k in sorted(looks, key=lambda item: (-item[0], item[1:]))[:3]:
@@ -314,14 +326,15 @@ def _query(query: Query, names: Names, page: Page) -> list[Line]:
         line = [Span(fit(f"   H{part.head}", 8, page), "strong")]
         if part.row.words:
             first = part.row.words[0]
-            line += [Span(fit(names[first.key], words, page), "strong"), Span(" ")]
-            line += [bar(first.weight, size, page), Span(f" {percent(first.weight)}   ")]
+            line.append(Span(fit(names[first.key], words, page), "strong"))
+            line.append(Span(f" {percent(first.weight)} ", "strong"))
+            line += [bar(first.weight, size, page), Span("   ")]
         else:
             line.append(Span(" " * (columns[0] + 3)))
         first = part.row.raw[0]
         line += [Span(fit(names[first.key], raw, page), names.ink(first.key)), Span("  ", "quiet")]
         line += [Span(f"{percent(first.weight)}   ", "quiet")]
-        line += [bar(part.norm / largest, size, page, "quiet"), Span(f" {part.norm:6.2f}")]
+        line += [Span(f"{part.norm:5.2f} "), bar(part.norm / largest, size, page, "quiet")]
         lines.append(tuple(line))
     joined = say("query.joined", page.lang, norm=f"{query.joined:.2f}")
     return [*lines, (), *paragraph(page, joined)]
@@ -358,8 +371,8 @@ def _changed(
                 line += [Span(f"{percent(first.weight)}   ", "quiet")]
             else:
                 line.append(Span(" " * (room + 9)))
-        line += [Span(f"{percent(change.moved[i]):>7}   "), bar(change.state[i], size, page)]
-        line.append(Span(f" {percent(change.state[i])}"))
+        line += [Span(f"{percent(change.moved[i]):>7}   "), Span(f"{percent(change.state[i])} ")]
+        line.append(bar(change.state[i], size, page))
         lines.append(tuple(line))
     if len(rows) > len(shown):
         more = say("look.more", page.lang, count=len(rows) - len(shown))

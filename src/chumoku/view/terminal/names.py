@@ -46,7 +46,8 @@ class Names:
     def sentence(self, page: Page, marked: int | None = None) -> Line:
         """The text as tokens on one line, one of them marked; cut where the page ends."""
         room = min(page.width, WIDEST) - 6
-        first = max(0, (marked or 0) - 3)
+        whole = sum(cells(text) + 1 for text in self.plain)
+        first = max(0, (marked or 0) - 3) if whole > room else 0
         line: list[Span] = [Span("  ")]
         if first:
             line.append(Span(page.sign("… ", "... "), "quiet"))

@@ -20,13 +20,14 @@ _STYLE = f"""
     .page {{ fill: #ffffff; stroke: #d0d7de }}
     .strong, .loud {{ font-weight: 700 }}
     .quiet {{ fill: #6e7781 }}
-    .accent, .loud {{ fill: {ACCENT} }}
+    .accent, .pale, .loud {{ fill: {ACCENT} }}
+    .pale {{ opacity: 0.55 }}
     .faint {{ fill: #6e7781; opacity: 0.16 }}
     @media (prefers-color-scheme: dark) {{
       text {{ fill: #e6edf3 }}
       .page {{ fill: #0d1117; stroke: #30363d }}
       .quiet {{ fill: #8b949e }}
-      .accent, .loud {{ fill: #f0833a }}
+      .accent, .pale, .loud {{ fill: #f0833a }}
     }}"""
 
 
@@ -86,7 +87,8 @@ def _bar(span: Span, left: float, top: float) -> list[str]:
     filled, room = span.bar or (0.0, 0)
     shapes = [_rect("faint", left, top + 5, room * CELL, LINE - 10)]
     if filled:
-        shapes.append(_rect(span.ink, left, top + 5, filled * CELL, LINE - 10))
+        start = left + (room - filled) * CELL if span.leftwards else left
+        shapes.append(_rect(span.ink, start, top + 5, filled * CELL, LINE - 10))
     return shapes
 
 

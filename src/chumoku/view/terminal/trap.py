@@ -110,25 +110,28 @@ def _heads(scene: TrapScene, heads: TrapMap, page: Page) -> list[Line]:
     )
     factor = f"{heads.factor:g}"
     names = [say(f"trap.{which}", page.lang, factor=factor) for which in _WHICH]
-    size = 2 if 3 * (2 * heads.heads + 3) + 10 <= min(page.width, WIDEST) else 1
+    size = 2 if 3 * (2 * heads.heads + 3) + 16 <= min(page.width, WIDEST) else 1
     room = [max(size * heads.heads, cells(name), 14) for name in names]
-    head = [Span(" " * 8)]
+    facts = _facts(heads, page)
+    lead = 3 + max(cells(name) for name, *_ in facts) + 3
+    head = [Span(" " * lead)]
     for name, width in zip(names, room, strict=True):
         head.append(Span(fit(name, width + 3, page), "strong"))
     lines.append(tuple(head))
     for layer in range(heads.layers):
-        line = [Span(fit(f"   L{layer}", 8, page), "quiet")]
+        line = [Span(fit(f"   L{layer}", lead, page), "quiet")]
         for which, width in zip(_WHICH, room, strict=True):
             for number in range(heads.heads):
-                facts = getattr(heads.at(layer, number), which)
-                line.append(level(facts.saturated, size, page))
+                seen = getattr(heads.at(layer, number), which)
+                line.append(level(seen.saturated, size, page))
             line.append(Span(" " * (width + 3 - size * heads.heads)))
         lines.append(tuple(line))
-    count = [Span(" " * 8)]
-    for which, width in zip(_WHICH, room, strict=True):
-        found = f"{len(heads.having('large', which))} / {heads.layers * heads.heads}"
-        count.append(Span(fit(found, width + 3, page), "strong"))
-    lines += [tuple(count), ()]
+    for name, *values in facts:
+        line = [Span(fit(f"   {name}", lead, page), "quiet")]
+        for value, width in zip(values, room, strict=True):
+            line.append(Span(fit(value, width + 3, page), "strong"))
+        lines.append(tuple(line))
+    lines.append(())
     lines += paragraph(page, say("trap.count_note", page.lang), "quiet")
     saturated = heads.having("large")
     if not saturated:
@@ -137,3 +140,18 @@ def _heads(scene: TrapScene, heads: TrapMap, page: Page) -> list[Line]:
     if len(saturated) > NAMED:
         named += f" {page.sign('…', '...')} +{len(saturated) - NAMED}"
     return [*lines, *paragraph(page, say("trap.heads", page.lang, heads=named))]
+
+
+def _facts(heads: TrapMap, page: Page) -> list[tuple[str, str, str, str]]:
+    """Of all heads, for each of the three runs: how many are saturated, mean entropy and flow."""
+    count, entropy, flow = [], [], []
+    for which in _WHICH:
+        seen = [getattr(entry, which) for entry in heads.entries]
+        count.append(f"{len(heads.having('large', which))} / {len(seen)}")
+        entropy.append(percent(sum(one.share for one in seen) / len(seen)).strip())
+        flow.append(f"{sum(one.flow for one in seen) / len(seen):.3f}")
+    return [
+        (say("trap.saturated", page.lang), count[0], count[1], count[2]),
+        (say("trap.entropy", page.lang), entropy[0], entropy[1], entropy[2]),
+        (say("trap.flow_column", page.lang), flow[0], flow[1], flow[2]),
+    ]
