@@ -48,6 +48,7 @@ struct Mask {
 // Where the facts go: contiguous (batch, heads, rows), null when not watched.
 struct Facts {
   char* lse = nullptr;
+  double* exact_lse = nullptr;  // the same, unrounded
   char* max_logit = nullptr;
   char* entropy = nullptr;
   char* saturation = nullptr;
@@ -76,7 +77,7 @@ struct Problem {
 struct Block {
   const int64_t* key_index = nullptr;
   int64_t keys = 0;
-  const char* lse = nullptr;  // contiguous (batch, heads, rows), in the statistics' dtype
+  const double* lse = nullptr;  // contiguous (batch, heads, rows)
   char* output = nullptr;     // contiguous (batch, heads, rows, keys)
 };
 

@@ -64,8 +64,8 @@ struct Case {
     p.scale = 1 / std::sqrt(static_cast<double>(s.width));
     p.position = position.data();
     auto at = [](std::vector<T>& a) { return reinterpret_cast<char*>(a.data()); };
-    p.facts = {at(lse),  at(max_logit), at(entropy),     at(saturation),
-               at(flow), at(distance),  top_keys.data(), at(weights),     3};
+    p.facts = {at(lse),  nullptr,      at(max_logit),   at(entropy), at(saturation),
+               at(flow), at(distance), top_keys.data(), at(weights), 3};
     if (causal) {
       band = {0, s.rows, 0, s.keys, -s.keys - s.rows, s.keys - s.rows};
       MaskNode node{};

@@ -26,7 +26,7 @@ class Buffers {
 
   const Py_buffer& borrow(nb::handle array, bool writable) {
     Py_buffer view;
-    int flags = PyBUF_STRIDES | PyBUF_FORMAT | (writable ? PyBUF_WRITABLE : 0);
+    int flags = PyBUF_STRIDES | (writable ? PyBUF_WRITABLE : 0);
     if (PyObject_GetBuffer(array.ptr(), &view, flags) != 0) nb::raise_python_error();
     borrowed_.push_back(view);
     return borrowed_.back();
@@ -98,7 +98,7 @@ Problem problem_of(Buffers& buffers, nb::handle query, nb::handle key, double sc
   const Py_buffer& q = buffers.borrow(query, false);
   const Py_buffer& k = buffers.borrow(key, false);
   Problem p;
-  p.dtype = q.format[0] == 'd' ? Dtype::f64 : Dtype::f32;
+  p.dtype = q.itemsize == 8 ? Dtype::f64 : Dtype::f32;
   p.query = view_of(q);
   p.key = view_of(k);
   p.batch = static_cast<int64_t>(p.query.batch.size());
@@ -152,9 +152,16 @@ void run_attention(nb::handle query, nb::handle key, nb::handle value, nb::handl
   auto fact = [&](const char* name) {
     return facts.contains(name) ? buffers.flat<char>(facts[name], true) : nullptr;
   };
-  p.facts = {fact("lse"),  fact("max_logit"), fact("entropy"), fact("saturation"),
-             fact("flow"), fact("distance"),  reinterpret_cast<int64_t*>(fact("top_keys")),
-             fact("top_weights"), top};
+  p.facts = {fact("lse"),
+             reinterpret_cast<double*>(fact("exact_lse")),
+             fact("max_logit"),
+             fact("entropy"),
+             fact("saturation"),
+             fact("flow"),
+             fact("distance"),
+             reinterpret_cast<int64_t*>(fact("top_keys")),
+             fact("top_weights"),
+             top};
   without_gil([&] { return attention(p, threads(), interrupted); });
 }
 
@@ -168,7 +175,7 @@ void run_weights(nb::handle query, nb::handle key, nb::handle lse, nb::handle ou
   set_mask(p, mask, buffers, mask_form, queries);
   const Py_buffer& out = buffers.borrow(output, true);
   Block block{buffers.flat<const int64_t>(key_index), out.shape[out.ndim - 1],
-              buffers.flat<const char>(lse), static_cast<char*>(out.buf)};
+              buffers.flat<const double>(lse), static_cast<char*>(out.buf)};
   without_gil([&] { return weights(p, block, threads(), interrupted); });
 }
 

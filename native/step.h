@@ -75,6 +75,12 @@ Plan<T> plan_of(const Problem& problem) {
           f.top};
 }
 
+// What a raw score counts in nats. Everything that compares scores with an lse multiplies by this.
+template <class T>
+double plan_unit(const Plan<T>& plan) {
+  return plan.factor * kLn2;
+}
+
 template <class T>
 constexpr T kNothing = -std::numeric_limits<T>::infinity();
 
@@ -92,14 +98,14 @@ inline typename Lanes<T>::M sees(const Tile<T>& tile, int lanes, int v, int bit)
 template <class T, int NV, bool kFacts>
 struct Sums {
   using V = Vec<T>;
-  V factor, shift[NV], sum[NV], shifted[NV], lead[NV], best[NV], rest[NV], squares[NV];
+  V factor, ref[NV], sum[NV], shifted[NV], lead[NV], best[NV], rest[NV], squares[NV];
 
-  // `ref` holds the reference of each lane, with 0 for lanes that have none.
-  inline void begin(const Queries<T>& g, const Plan<T>& plan, const T* ref) {
+  // `references` holds that of each lane, with 0 for lanes that have none.
+  inline void begin(const Queries<T>& g, const Plan<T>& plan, const T* references) {
     factor = spread(plan.factor);
     for (int v = 0; v < NV; ++v) {
       int at = v * Lanes<T>::n;
-      shift[v] = -(load(ref + at) * factor);
+      ref[v] = load(references + at);
       sum[v] = V{};
       if constexpr (kFacts) {
         shifted[v] = V{};
@@ -112,7 +118,8 @@ struct Sums {
   }
 
   inline V weigh(V score, int v) {
-    V x = fma(score, factor, shift[v]);
+    // Not fma(score, factor, -ref * factor): its rounding would drown large scores.
+    V x = (score - ref[v]) * factor;
     V p = exp2_lanes<T>(x);
     sum[v] += p;
     if constexpr (kFacts) {
@@ -373,7 +380,7 @@ void step(Queries<T>& g, const Tile<T>& tile, const Plan<T>& plan, const Problem
     });
     done = true;
     for (int v = 0; v < NV; ++v)
-      done = done && !any(fma(best[v], factor, sums.shift[v]) > spread(T(kSlack)));
+      done = done && !any((best[v] - sums.ref[v]) * factor > spread(T(kSlack)));
   }
   if (!done) {
     for (int v = 0; v < NV; ++v) best[v] = nothing;
@@ -385,8 +392,7 @@ void step(Queries<T>& g, const Tile<T>& tile, const Plan<T>& plan, const Problem
       T* kept = state + kRef * kStep + v * L::n;
       V old = load(kept);
       auto none = old == nothing;
-      auto grows =
-          none ? best[v] > nothing : fma(best[v], factor, -(old * factor)) > spread(T(kSlack));
+      auto grows = none ? best[v] > nothing : (best[v] - old) * factor > spread(T(kSlack));
       V ref = grows ? best[v] : old;
       V way = (old - ref) * factor;
       store(kept, ref);

@@ -337,11 +337,12 @@ template <class T>
 void merge_group(const Problem& problem, const Plan<T>& plan, Queries<T>& a, const Queries<T>& b) {
   using L = Lanes<T>;
   using V = Vec<T>;
-  V nothing = spread(kNothing<T>), factor = spread(plan.factor);
+  V factor = spread(plan.factor);
   for (int at = 0; at < a.lanes; at += L::n) {
     auto mine = [&](int f) { return load(a.state + f * a.lanes + at); };
     auto theirs = [&](int f) { return load(b.state + f * a.lanes + at); };
-    auto keep = theirs(kRef) == nothing, take = mine(kRef) == nothing;
+    V nil{};
+    auto keep = theirs(kSum) == nil, take = mine(kSum) == nil;
     V ref = larger(theirs(kRef), mine(kRef));
     V way_a = (mine(kRef) - ref) * factor, way_b = (theirs(kRef) - ref) * factor;
     V wa = exp2_lanes<T>(way_a), wb = exp2_lanes<T>(way_b);
@@ -393,17 +394,24 @@ void write_facts(const Problem& problem, const Plan<T>& plan, const Queries<T>& 
     if (array) reinterpret_cast<T*>(array)[i] = static_cast<T>(x);
   };
   double sum = field(kSum), ref = field(kRef);
-  bool none = ref == kNothing<T>;
-  double unit = plan.factor * kLn2;  // a raw score in nats
-  double log_sum = std::log(sum);
-  put(f.lse, at, none ? double{kNothing<T>} : ref * unit + log_sum);
-  put(f.max_logit, at, none || sum == sum ? field(kMax) * problem.scale * plan.sign : sum);
-  double lead = none ? 0 : field(kLead) / sum, rest = none ? 0 : field(kRest) / sum;
-  double squares = none ? 0 : field(kSquares) / (sum * sum);
-  put(f.entropy, at, none ? 0 : log_sum - kLn2 * field(kShifted) / sum);
-  put(f.saturation, at, lead * lead + squares);
-  put(f.flow, at, 2 * rest - rest * rest - squares);
+  bool none = sum == 0;  // NaN is something
+  double unit = plan_unit(plan);
+  // With the largest weight aside, what is left of a saturated row is not rounded away.
+  double lead = field(kLead), rest = field(kRest);
+  double mass = plan.facts ? lead + rest : sum;
+  double lse = none ? double{kNothing<T>} : ref * unit + std::log(mass);
+  put(f.lse, at, lse);
+  if (f.exact_lse) f.exact_lse[at] = lse;
+  put(f.max_logit, at, sum == sum ? field(kMax) * plan.scale : sum);
   put(f.distance, at, none ? 0 : field(kDistance) / sum);
+  if (plan.facts) {
+    lead = none ? 0 : lead / mass;
+    rest = none ? 0 : rest / mass;
+    double squares = none ? 0 : field(kSquares) / (mass * mass);
+    put(f.entropy, at, none ? 0 : std::log(mass) - kLn2 * field(kShifted) / mass);
+    put(f.saturation, at, lead * lead + squares);
+    put(f.flow, at, 2 * rest - rest * rest - squares);
+  }
   for (int64_t i = 0; i < plan.top; ++i) {
     int64_t key = g.top_keys[i * g.lanes + lane];
     f.top_keys[at * plan.top + i] = key;
@@ -416,16 +424,16 @@ void finish_group(const Problem& problem, const Panel& panel, const Plan<T>& pla
                   const Queries<T>& g) {
   T* sums = g.state + kSum * g.lanes;
   for (int at = 0; at < g.lanes; at += Lanes<T>::n) {
-    auto none = load(g.state + kRef * g.lanes + at) == spread(kNothing<T>);
+    auto none = load(sums + at) == Vec<T>{};
     Vec<T> share = spread(T(1)) / load(sums + at);
     for (int64_t c = 0; c < problem.value_width; ++c) {
       T* o = g.o + c * g.lanes + at;
       store(o, none ? Vec<T>{} : load(o) * share);
     }
-    Vec<T> ref = load(g.state + kRef * g.lanes + at) * plan.factor;
+    Vec<T> ref = load(g.state + kRef * g.lanes + at);
     for (int64_t i = 0; i < plan.top; ++i) {
       T* top = g.top + i * g.lanes + at;  // from here on weights
-      store(top, exp2_lanes<T>(fma(load(top), spread(plan.factor), -ref)) * share);
+      store(top, exp2_lanes<T>((load(top) - ref) * plan.factor) * share);
     }
   }
   constexpr int n = 16 / sizeof(T);
@@ -436,7 +444,7 @@ void finish_group(const Problem& problem, const Panel& panel, const Plan<T>& pla
       Row row = row_of(problem, panel, g.first + std::min(lane + i, g.used - 1));
       int64_t at = (panel.batch * problem.heads + row.head) * problem.rows + row.row;
       to[i] = reinterpret_cast<T*>(problem.output) + at * width;
-      if (problem.facts.lse && lane + i < g.used) write_facts(problem, plan, g, lane + i, at);
+      if ((problem.facts.lse || problem.facts.exact_lse) && lane + i < g.used) write_facts(problem, plan, g, lane + i, at);
     }
     if (lane + n <= g.used) {
       transpose_out(g.o + lane, g.lanes, to, width);
@@ -503,11 +511,11 @@ void weigh_block(const Walk<T>& walk, const Queries<T>& g, const Tile<T>& tile, 
   for (int lane = 0; lane < g.used; ++lane) {
     Row row = row_of(problem, walk.panel, g.first + lane);
     int64_t at = (walk.panel.batch * problem.heads + row.head) * problem.rows + row.row;
-    double lse = static_cast<double>(reinterpret_cast<const T*>(block.lse)[at]) * kLog2e;
+    double lse = block.lse[at], unit = plan_unit(walk.plan);
     T* to = reinterpret_cast<T*>(block.output) + at * block.keys + tile.first;
     for (int key = tile.low; key < tile.high; ++key) {
       T s = scores[key * kStep + lane];
-      to[key] = s == kNothing<T> ? 0 : static_cast<T>(std::exp2(double{s} * walk.plan.factor - lse));
+      to[key] = s == kNothing<T> ? 0 : static_cast<T>(std::exp(double{s} * unit - lse));
     }
   }
 }

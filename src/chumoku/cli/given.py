@@ -16,7 +16,9 @@ if TYPE_CHECKING:
     from chumoku.tokens import Token
 
 # One word that ends like a text file or starts like a path is a file name, there or not.
-_FILE_NAME = re.compile(r"(?:\.{0,2}/|~/|[A-Za-z]:\\)\S*|\S+\.(?:txt|text|md|rst|csv|tsv|log|html?)")
+_FILE_NAME = re.compile(
+    r"(?:\.{0,2}/|~/|[A-Za-z]:\\)\S*|\S+\.(?:txt|text|md|rst|csv|tsv|log|html?)"
+)
 # Tokens that a message lists.
 LISTED = 24
 
@@ -31,7 +33,8 @@ def text(arguments: Sequence[str], command: str, lang: str) -> str:
 def texts(arguments: Sequence[str], command: str, lang: str) -> list[str]:
     """Several texts; each line of a file or of standard input is one."""
     found: list[str] = []
-    for argument in arguments or [None]:
+    several: Sequence[str | None] = arguments or [None]
+    for argument in several:
         content, lines = one(argument, command, lang)
         found += [line for line in content.splitlines() if line.strip()] if lines else [content]
     return found

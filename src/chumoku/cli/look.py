@@ -30,9 +30,7 @@ def run(arguments: Sequence[str], lang: str) -> int:
     parser.option(
         "--without", type=pair(lang), action="append", default=[], metavar="L:H", key="without"
     )
-    parser.option(
-        "--top", type=whole(lang, "positive", 1), default=TOP, metavar="N", key="top"
-    )
+    parser.option("--top", type=whole(lang, "positive", 1), default=TOP, metavar="N", key="top")
     parser.option("--all", action="store_true", key="all")
     parser.common()
     options = parser.read(arguments)
@@ -60,7 +58,5 @@ def run(arguments: Sequence[str], lang: str) -> int:
         before=encoder.encode(text) if silenced else None,
         silenced=silenced,
     )
-    show(
-        "look", seen, lambda page: look(seen, page, every=options.all), options, arguments, lang
-    )
+    show("look", seen, lambda page: look(seen, page, every=options.all), options, arguments, lang)
     return 0

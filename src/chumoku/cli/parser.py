@@ -27,7 +27,7 @@ class Parser(argparse.ArgumentParser):
     """argparse with every sentence from the catalogue, and errors raised instead of printed."""
 
     def __init__(self, command: str, lang: str, *, examples: Sequence[str]) -> None:
-        self.command, self.lang = command, lang
+        self.command, self.lang, self.texts = command, lang, False
         shown = "\n".join(f"  {example}" for example in examples)
         super().__init__(
             prog=f"chumoku {command}",
@@ -48,6 +48,7 @@ class Parser(argparse.ArgumentParser):
 
     def text(self, key: str = "text") -> None:
         """The text that most commands take."""
+        self.texts = True
         self.given.add_argument(
             "text", nargs="*", metavar="TEXT", help=say(f"help.{key}", self.lang)
         )
@@ -67,16 +68,21 @@ class Parser(argparse.ArgumentParser):
         """The options, or Usage."""
         hint = say("usage.try", self.lang, command=self.command)
         try:
-            options, unknown = self.parse_known_intermixed_args(list(arguments))
+            options, rest = self.parse_known_args(list(arguments))
         except ArgumentError as error:
             message = error.message
             if message == "expected one argument":
                 message = say("usage.one_argument", self.lang)
             bad = say("usage.bad", self.lang, option=error.argument_name, message=message)
             raise Usage(f"{bad} {hint}") from None
-        if unknown:
-            strange = say("usage.unknown_option", self.lang, option=unknown[0])
-            raise Usage(f"{strange} {hint}")
+        # Words of the text that stand behind an option: argparse takes one run of them only.
+        words = [word for word in rest if not word.startswith("-")]
+        strange = [word for word in rest if word.startswith("-")] or words[: not self.texts]
+        if strange:
+            unknown = say("usage.unknown_option", self.lang, option=strange[0])
+            raise Usage(f"{unknown} {hint}")
+        if words:
+            options.text += words
         return options
 
     def error(self, message: str) -> NoReturn:

@@ -11,7 +11,11 @@ from chumoku.trap import saturated_heads, three_rows, width_study
 from chumoku.view.scene import TrapScene, model_of
 from chumoku.view.terminal import trap
 
-EXAMPLES = ("chumoku trap", "chumoku trap 'その猫は可愛い'", "chumoku trap 'その猫は可愛い' --factor 4")
+EXAMPLES = (
+    "chumoku trap",
+    "chumoku trap 'その猫は可愛い'",
+    "chumoku trap 'その猫は可愛い' --factor 4",
+)
 FACTOR = 8.0
 
 

@@ -42,39 +42,8 @@ def refuses(call: Call) -> str | None:
 
 def run(call: Call) -> tuple[NDArray[Any], Statistics]:
     """Output of shape (*batch, heads, queries, value_width), and what was watched."""
-    return _attend(call, call.query, None)
-
-
-def weights(call: Call, rows: Ints, keys: Ints, lse: NDArray[Any] | None) -> NDArray[Any]:
-    """The block (*batch, heads, len(rows), len(keys)) of the weights."""
-    query = call.query[..., rows, :]
-    if lse is None:
-        lse = _attend(call, query, rows)[1].lse
-    dtype = call.query.dtype
-    block = np.empty((*query.shape[:-1], keys.size), dtype)
-    if call.key.shape[-2] == 0 or block.size == 0:
-        return block
-    _native.weights(
-        query,
-        call.key,
-        np.ascontiguousarray(lse, dtype=dtype),
-        block,
-        call.scale,
-        _form(call),
-        call.query.shape[-2],
-        rows,
-        None if keys.size and np.array_equal(keys, np.arange(call.key.shape[-2])) else keys,
-    )
-    return block
-
-
-def _attend(
-    call: Call, query: NDArray[Any], rows: Ints | None
-) -> tuple[NDArray[Any], Statistics]:
-    """All of the queries, or those named by `rows`."""
     watch, dtype = call.watch, call.query.dtype
-    places = query.shape[:-1]
-    output = np.empty((*places, call.value.shape[-1]), dtype)
+    places = call.query.shape[:-1]
     names = ["lse", "max_logit"]
     names += ["entropy"] * watch.entropy + ["saturation", "flow"] * watch.saturation
     names += ["distance"] * watch.distance
@@ -82,25 +51,59 @@ def _attend(
     if watch.top:
         facts["top_keys"] = np.empty((*places, watch.top), np.int64)
         facts["top_weights"] = np.empty((*places, watch.top), dtype)
+    return _attend(call, call.query, call.value, None, facts), Statistics(**facts)
+
+
+def weights(call: Call, rows: Ints, keys: Ints, lse: NDArray[Any] | None) -> NDArray[Any]:
+    """The block (*batch, heads, len(rows), len(keys)) of the weights."""
+    query = call.query[..., rows, :]
+    block = np.empty((*query.shape[:-1], keys.size), call.query.dtype)
+    if lse is None:
+        lse = np.empty(query.shape[:-1])
+        _attend(call, query, call.key[..., :0], rows, {"exact_lse": lse})
+    if block.size:
+        _native.weights(
+            query,
+            call.key,
+            np.ascontiguousarray(lse, dtype=np.float64),
+            block,
+            call.scale,
+            _form(call),
+            call.query.shape[-2],
+            rows,
+            None if np.array_equal(keys, np.arange(call.key.shape[-2])) else keys,
+        )
+    return block
+
+
+def _attend(
+    call: Call,
+    query: NDArray[Any],
+    value: NDArray[Any],
+    rows: Ints | None,
+    facts: dict[str, NDArray[Any]],
+) -> NDArray[Any]:
+    """The output for these queries, which are those at `rows`; fills the facts."""
+    output = np.empty((*query.shape[:-1], value.shape[-1]), query.dtype)
     position = None
-    if watch.distance:
+    if "distance" in facts:
         position = np.ascontiguousarray(position_offset(call.mask, call.shape)).reshape(-1)
-    if call.key.shape[-3] == 0:
-        return output, Statistics(**facts)
-    _native.attention(
-        query,
-        call.key,
-        call.value,
-        output,
-        call.scale,
-        _form(call),
-        call.query.shape[-2],
-        rows,
-        position,
-        facts,
-        watch.top,
-    )
-    return output, Statistics(**facts)
+    top = facts["top_keys"].shape[-1] if "top_keys" in facts else 0
+    if query.shape[-3]:
+        _native.attention(
+            query,
+            call.key,
+            value,
+            output,
+            call.scale,
+            _form(call),
+            call.query.shape[-2],
+            rows,
+            position,
+            facts,
+            top,
+        )
+    return output
 
 
 def _asks(lowered: Lowered) -> bool:

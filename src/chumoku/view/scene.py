@@ -298,7 +298,7 @@ class Machine:
     versions : dict of name to version, None when not installed
     system : str
     isa : str
-        Instruction set of the native kernel; None when it is not built.
+        Instruction set of the native kernel.
     threads : int
     kernels : dict of name to the sentence why it does not run here, None when it runs
     model : (package, version or None)
@@ -411,9 +411,7 @@ def explanation(
 
 def model_of(encoder: Encoder) -> Model:
     """Name and sizes of an encoder."""
-    return Model(
-        encoder.name, len(encoder.layers), encoder.heads, encoder.width, encoder.positions
-    )
+    return Model(encoder.name, len(encoder.layers), encoder.heads, encoder.width, encoder.positions)
 
 
 def gaze(

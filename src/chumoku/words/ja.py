@@ -53,7 +53,7 @@ SENTENCES = {
     "層もヘッドも 0 から数えます。",
     "usage.query_or_head": "look の --query は層のすべてのヘッドを並べるので、--head とは一緒に使えません。"
     "ひとつのヘッドとひとつのトークンを見るには chumoku explain を使ってください。",
-    "error.no_text": "文がありません。chumoku {command} \"その猫は可愛い\" のように文を渡すか、"
+    "error.no_text": '文がありません。chumoku {command} "その猫は可愛い" のように文を渡すか、'
     "ファイル名を渡すか、パイプで渡してください。",
     "error.empty": "{source}の文が空なので、見るものがありません。",
     "error.no_file": "{path} というファイルはありません。文として見るときはパイプで渡してください: "
@@ -102,7 +102,7 @@ SENTENCES = {
     "query.asked": "左: 特殊トークンを除く。中: そのまま。右: 各ヘッドが渡す大きさ",
     "query.chosen": "このトークンからことばを見る割合がいちばん大きい層 {layer} を選びました。"
     "--layer で選び直せます。左: 特殊トークンを除く。中: そのまま。右: 各ヘッドが渡す大きさ",
-    "query.gives": "渡す大きさ (ノルム)",
+    "query.gives": "渡す大きさ",
     "query.joined": "渡す大きさは、出力行列を通した後の、そのヘッドの部分の長さです。"
     "各部分はベクトルなので、合わせると長さ {norm} になります。",
     "without.title": "{heads} を黙らせると",
@@ -175,8 +175,8 @@ SENTENCES = {
     "trap.text_note": "{model}: 1 マスが 1 つのヘッドで、縦が層、横がヘッドです。高いほど、飽和した行 "
     "(ひとつのキーがほぼすべてを取る行) が多くなります",
     "trap.as_is": "そのまま",
-    "trap.unscaled": "割らないとき",
-    "trap.multiplied": "ロジットを {factor} 倍",
+    "trap.unscaled": "割らない",
+    "trap.multiplied": "ロジット {factor} 倍",
     "trap.saturated": "飽和",
     "trap.count_note": "半分より多くの行が飽和しているヘッドを、飽和したヘッドと数えます。"
     "エントロピー (取りうる最大に対する割合) と流れは、全ヘッドの平均です。",
@@ -229,14 +229,13 @@ SENTENCES = {
     "info.system": "システム",
     "info.isa": "命令セット",
     "info.threads": "スレッド数",
-    "info.unknown": "不明 (ネイティブカーネルがビルドされていません)",
     "info.kernels": "カーネル (試す順)",
     "info.kernels_note": "幅 64 の小さな float32 の呼び出しで確かめました",
     "info.runs": "ここで動きます",
     "info.refuses": "ここでは動きません: {reason}",
     "info.reference": "ここで動きます。自動で選ばれるのは小さな入力だけです",
     "info.model": "既定のモデル",
-    "info.model_there": "パッケージ {package} {version} がインストールされています",
-    "info.model_missing": "パッケージがインストールされていません。次のコマンドで入ります: "
-    "pip install \"chumoku[look]\"",
+    "info.model_there": "{version} がインストールされています: multilingual-e5-small, 4-bit",
+    "info.model_missing": "インストールされていないので、既定のモデルが使えません。次のコマンドで入ります: "
+    'pip install "chumoku[look]"',
 }

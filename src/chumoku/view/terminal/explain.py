@@ -111,9 +111,7 @@ def _scale(told: Explanation, shown: Sequence[int], names: Names, page: Page) ->
 
 
 def _softmax(told: Explanation, shown: Sequence[int], names: Names, page: Page) -> list[Line]:
-    lines = title(
-        page, say("explain.softmax", page.lang), say("explain.softmax_note", page.lang)
-    )
+    lines = title(page, say("explain.softmax", page.lang), say("explain.softmax_note", page.lang))
     room = _bar_room(page)
 
     def number(k: int) -> list[Span]:
@@ -121,7 +119,7 @@ def _softmax(told: Explanation, shown: Sequence[int], names: Names, page: Page) 
         return [Span(f"{share * 100:6.1f} %  ", "strong"), bar(share, room, page)]
 
     lines += _table(told, shown, names, page, number)
-    lead = 3 + _lead(names, shown, page) + 3
+    lead = 3 + _lead(names, shown) + 3
     rest = [k for k in range(len(told.tokens)) if k not in shown]
     if rest:
         lines.pop()
@@ -157,7 +155,7 @@ def _mix(told: Explanation, shown: Sequence[int], names: Names, page: Page) -> l
         ]
 
     lines += _table(told, shown, names, page, number)
-    lead = 3 + _lead(names, shown, page) + 3
+    lead = 3 + _lead(names, shown) + 3
     rest = [k for k in range(len(told.tokens)) if k not in shown]
     if rest:
         lines.pop()
@@ -178,7 +176,7 @@ def _table(
     number: Callable[[int], list[Span]],
 ) -> list[Line]:
     """One row for each book, and a mark where some are not shown."""
-    room = _lead(names, shown, page)
+    room = _lead(names, shown)
     lines: list[Line] = []
     for k in shown:
         label = fit(names[k], room, page)
@@ -191,7 +189,7 @@ def _table(
     return lines
 
 
-def _lead(names: Names, shown: Sequence[int], page: Page) -> int:
+def _lead(names: Names, shown: Sequence[int]) -> int:
     return max(names.room(shown, 12), 14 if len(shown) < len(names.texts) else 4)
 
 

@@ -97,9 +97,7 @@ def _map(heads: HeadMap, name: str, page: Page) -> list[Line]:
 
 def _legend(scene: HeadsScene, page: Page) -> list[Line]:
     """Each role with its number of heads and its best example."""
-    lines = title(
-        page, say("heads.legend", page.lang), say("heads.legend_note", page.lang)
-    )
+    lines = title(page, say("heads.legend", page.lang), say("heads.legend_note", page.lang))
     roles = [role for role in _LETTERS if role != "mixed"]
     names = {role: say(f"role.{role}", page.lang) for role in roles}
     room = max(cells(name) for name in names.values())

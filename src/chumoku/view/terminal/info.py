@@ -33,8 +33,8 @@ def info(machine: Machine, page: Page) -> list[Line]:
     lines += title(page, say("info.model", lang))
     sentence = say("info.model_missing", lang)
     if version is not None:
-        sentence = say("info.model_there", lang, package=package, version=version)
-    return [*lines, *_table({"multilingual-e5-small, 4-bit": sentence}, page), ()]
+        sentence = say("info.model_there", lang, version=version)
+    return [*lines, *_table({package: sentence}, page), ()]
 
 
 def _kernel(name: str, reason: str | None, lang: str) -> str:

@@ -132,7 +132,7 @@ def cells(text: str) -> int:
     """Terminal cells that a text takes: 2 for a wide character, 0 for a combining mark."""
     if text.isascii():
         return len(text)
-    return max(0, _wcwidth().wcswidth(text))
+    return max(0, int(_wcwidth().wcswidth(text)))
 
 
 def length(line: Iterable[Span]) -> int:
@@ -241,7 +241,8 @@ def _katakana(character: str) -> bool:
 
 def title(page: Page, text: str, note: str = "") -> list[Line]:
     """A heading, and a quiet note that goes below it."""
-    lines: list[Line] = [(), (Span("  "), Span(page.sign("▎", "| "), "accent"), Span(text, "strong"))]
+    mark = Span(page.sign("▎", "|"), "accent")
+    lines: list[Line] = [(), (Span("  "), mark, Span(text, "strong"))]
     if note:
         lines += paragraph(page, note, "quiet")
     return [*lines, ()]

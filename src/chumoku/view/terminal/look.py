@@ -36,6 +36,7 @@ HINTS = 3
 # Cells of a block on a map: the same for all, so that their areas compare.
 BLOCK = 3
 
+
 def look(scene: Scene, page: Page, *, every: bool = False) -> list[Line]:
     """The whole drawing of a scene."""
     names = Names(scene.tokens, page)
@@ -226,9 +227,7 @@ def _standouts(scene: Scene, names: Names, page: Page) -> list[Line]:
     words = [int(k) for k in np.flatnonzero(~names.special)]
     if not scene.standouts:
         return []
-    lines = title(
-        page, say("look.standouts", page.lang), say("look.standouts_note", page.lang)
-    )
+    lines = title(page, say("look.standouts", page.lang), say("look.standouts_note", page.lang))
     if _small_maps_fit(words, page):
         lines += _small_maps(scene.standouts, words, names, page)
     lines.append(_head_heading(page))
@@ -315,8 +314,8 @@ def _query(query: Query, names: Names, page: Page) -> list[Line]:
     largest = max(part.norm for part in query.heads) or 1.0
     words = names.room([look.key for part in query.heads for look in part.row.words[:1]], 12)
     raw = names.room([look.key for part in query.heads for look in part.row.raw[:1]], 10)
-    size = max(4, (width - 8 - words - raw - 2 * 6 - 6 - 9) // 2)
-    columns = (words + 1 + size + 6, raw + 7, size + 7)
+    size = max(3, (width - 38 - words - raw) // 2)
+    columns = (words + 7 + size, raw + 7, size + 6)
     keys = ("look.words", "look.raw_short", "query.gives")
     heading = [Span(" " * 8)]
     for key, room in zip(keys, columns, strict=True):
@@ -340,9 +339,7 @@ def _query(query: Query, names: Names, page: Page) -> list[Line]:
     return [*lines, (), *paragraph(page, joined)]
 
 
-def _changed(
-    scene: Scene, change: Change, names: Names, page: Page, every: bool
-) -> list[Line]:
+def _changed(scene: Scene, change: Change, names: Names, page: Page, every: bool) -> list[Line]:
     """Before and after silencing: where each token looks, and how far its state moved."""
     which = ", ".join(f"L{layer}H{head}" for layer, head in change.silenced)
     lines = title(

@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 _WHICH = ("as_is", "unscaled", "multiplied")
 # Saturated heads that are named; more are counted only.
 NAMED = 12
+# Below this width, columns that say the same in another way are left out.
+NARROW = 76
 
 
 def trap(scene: TrapScene, page: Page) -> list[Line]:
@@ -40,15 +42,19 @@ def trap(scene: TrapScene, page: Page) -> list[Line]:
 
 def _rows(scene: TrapScene, page: Page) -> list[Line]:
     lines = title(page, say("trap.rows", page.lang), say("trap.rows_note", page.lang))
+    gap = "   " if page.width >= NARROW else " "
     for row in scene.rows:
         logits = "[" + ", ".join(f"{x:g}" for x in row.logits) + "]"
         line = [Span("   "), Span(f"{logits:<20}", "strong")]
         for weight in row.weights:
-            line += [level(weight, 3, page), Span(f"{weight * 100:6.1f} %   ")]
-        line.append(Span(say("trap.flow", page.lang, flow=f"{row.facts.flow:.3f}"), "quiet"))
-        lines.append(tuple(line))
+            line += [level(weight, 3, page), Span(f"{weight * 100:6.1f} %{gap}")]
+        flow = say("trap.flow", page.lang, flow=f"{row.facts.flow:.3f}")
         verdict = say(f"trap.{row.facts.verdict}", page.lang)
-        lines += [*paragraph(page, verdict, "quiet", indent=5), ()]
+        if page.width >= NARROW:
+            line.append(Span(flow, "quiet"))
+        else:
+            verdict = f"{verdict} ({flow})"
+        lines += [tuple(line), *paragraph(page, verdict, "quiet", indent=5), ()]
     return lines[:-1]
 
 
@@ -75,25 +81,28 @@ def _study(scene: TrapScene, page: Page) -> list[Line]:
 
 def _points(points: list[TrapPoint], page: Page) -> list[Line]:
     """One row for each width."""
-    keys = ("width", "deviation", "entropy", "flow_column", "gradient", "saturation")
+    wide = page.width >= NARROW
+    keys = ["width", "deviation", "entropy", "gradient"]
+    least = [5, 6, 6, 8]
+    if wide:
+        keys, least = [*keys, "flow_column"], [5, 13, 6, 8, 6]
     names = [say(f"trap.{key}", page.lang) for key in keys]
-    sizes = [
-        max(cells(name), least) for name, least in zip(names, (5, 13, 6, 6, 8, 4), strict=True)
-    ]
+    sizes = [max(cells(name), size) for name, size in zip(names, least, strict=True)]
     head = [Span("   ")]
-    for name, size in zip(names[:-1], sizes, strict=False):
+    for name, size in zip(names, sizes, strict=True):
         head.append(Span(fit(name, size, page, right=True) + "  ", "quiet"))
-    lines: list[Line] = [(*head, Span(names[-1], "quiet"))]
-    room = min(30, max(8, min(page.width, WIDEST) - 4 - sum(sizes[:-1]) - 10 - 6))
+    lines: list[Line] = [(*head, Span(say("trap.saturation", page.lang), "quiet"))]
+    room = min(30, max(6, min(page.width, WIDEST) - 9 - sum(sizes) - 2 * len(sizes)))
     for point in points:
         facts = point.facts
-        numbers = (
+        theory = f" ({point.theory:.2f})" if wide else ""
+        numbers = [
             str(point.width),
-            f"{facts.deviation:.2f} ({point.theory:.2f})",
+            f"{facts.deviation:.2f}{theory}",
             percent(facts.share),
-            f"{facts.flow:.3f}",
             f"{point.median_logits:.4f}",
-        )
+            f"{facts.flow:.3f}",
+        ]
         line = [Span("   ")]
         for number, size in zip(numbers, sizes, strict=False):
             line.append(Span(fit(number, size, page, right=True) + "  "))
@@ -105,13 +114,11 @@ def _points(points: list[TrapPoint], page: Page) -> list[Line]:
 def _heads(scene: TrapScene, heads: TrapMap, page: Page) -> list[Line]:
     """Three maps of layers and heads: as it is, without the scale, with larger logits."""
     model = "" if scene.model is None else scene.model.name
-    lines = title(
-        page, say("trap.text", page.lang), say("trap.text_note", page.lang, model=model)
-    )
+    lines = title(page, say("trap.text", page.lang), say("trap.text_note", page.lang, model=model))
     factor = f"{heads.factor:g}"
     names = [say(f"trap.{which}", page.lang, factor=factor) for which in _WHICH]
     size = 2 if 3 * (2 * heads.heads + 3) + 16 <= min(page.width, WIDEST) else 1
-    room = [max(size * heads.heads, cells(name), 14) for name in names]
+    room = [max(size * heads.heads, cells(name), 9) for name in names]
     facts = _facts(heads, page)
     lead = 3 + max(cells(name) for name, *_ in facts) + 3
     head = [Span(" " * lead)]
