@@ -229,7 +229,9 @@ def main() -> int:
         if not error < WORST_ERROR:
             print(f"\n{name}: not timed: its error against float64 is {error:.1e}")
             continue
-        rows.append(report(by_name[name], time_case(by_name[name], options.rounds, options.threads), error))
+        rows.append(
+            report(by_name[name], time_case(by_name[name], options.rounds, options.threads), error)
+        )
     if options.save:
         path = Path(__file__).parent / "results" / f"{options.save}.json"
         path.parent.mkdir(exist_ok=True)

@@ -54,9 +54,9 @@ const Isa& isa() {
 std::vector<Panel> panels_of(const Problem& p, const Table& table, int threads) {
   int64_t rows = p.heads / p.kv_heads * p.rows;
   int64_t groups = p.batch * p.kv_heads;
-  int64_t pieces = std::max((rows + table.most_rows - 1) / table.most_rows,
-                            std::min((2 * threads + groups - 1) / groups,
-                                     (rows + table.unit - 1) / table.unit));
+  int64_t pieces =
+      std::max((rows + table.most_rows - 1) / table.most_rows,
+               std::min((2 * threads + groups - 1) / groups, (rows + table.unit - 1) / table.unit));
   if (threads == 1) pieces = (rows + table.most_rows - 1) / table.most_rows;
   int64_t size = (rows + pieces - 1) / pieces;
   size = std::min(table.most_rows, (size + table.unit - 1) / table.unit * table.unit);
@@ -71,8 +71,8 @@ std::vector<Panel> panels_of(const Problem& p, const Table& table, int threads) 
 
 // Few rows and many keys: chunks of keys are spread over the threads, and their states are joined
 // in order. In waves, so that the states waiting to be joined stay few.
-bool split_keys(const Problem& p, const Table& table, const std::vector<Panel>& panels,
-                int threads, const Interrupted& interrupted) {
+bool split_keys(const Problem& p, const Table& table, const std::vector<Panel>& panels, int threads,
+                const Interrupted& interrupted) {
   int64_t chunks = (p.keys + kChunk - 1) / kChunk;
   int64_t wave = std::min<int64_t>(chunks, 8 * threads);
   struct Free {
@@ -99,23 +99,25 @@ bool split_keys(const Problem& p, const Table& table, const std::vector<Panel>& 
       auto& memory = parts[static_cast<size_t>(panel)];
       return memory.first.get() + memory.second * static_cast<size_t>(c);
     };
-    if (!parallel(count * now, threads,
-                  [&](int64_t item, int worker) {
-                    int64_t panel = item / now, c = item % now;
-                    table.chunk(p, panels[static_cast<size_t>(panel)], begin + c, part(panel, c),
-                                scratch[static_cast<size_t>(worker)]);
-                  },
-                  interrupted))
+    if (!parallel(
+            count * now, threads,
+            [&](int64_t item, int worker) {
+              int64_t panel = item / now, c = item % now;
+              table.chunk(p, panels[static_cast<size_t>(panel)], begin + c, part(panel, c),
+                          scratch[static_cast<size_t>(worker)]);
+            },
+            interrupted))
       return false;
-    if (!parallel(count, threads,
-                  [&](int64_t panel, int) {
-                    auto at = static_cast<size_t>(panel);
-                    char* total = totals[at].first.get();
-                    for (int64_t c = 0; c < now; ++c)
-                      table.merge(p, panels[at].rows, total, part(panel, c));
-                    if (begin + now == chunks) table.finish(p, panels[at], total);
-                  },
-                  interrupted))
+    if (!parallel(
+            count, threads,
+            [&](int64_t panel, int) {
+              auto at = static_cast<size_t>(panel);
+              char* total = totals[at].first.get();
+              for (int64_t c = 0; c < now; ++c)
+                table.merge(p, panels[at].rows, total, part(panel, c));
+              if (begin + now == chunks) table.finish(p, panels[at], total);
+            },
+            interrupted))
       return false;
   }
   return true;
@@ -152,12 +154,12 @@ bool attention(const Problem& p, int threads, const Interrupted& interrupted) {
   if (threads > 1 && count < 2 * threads && p.keys > kChunk)
     return split_keys(p, table, panels, threads, interrupted);
   std::vector<Scratch> scratch(static_cast<size_t>(threads));
-  return parallel(count, threads,
-                  [&](int64_t item, int worker) {
-                    table.whole(p, panels[static_cast<size_t>(item)],
-                                scratch[static_cast<size_t>(worker)]);
-                  },
-                  interrupted);
+  return parallel(
+      count, threads,
+      [&](int64_t item, int worker) {
+        table.whole(p, panels[static_cast<size_t>(item)], scratch[static_cast<size_t>(worker)]);
+      },
+      interrupted);
 }
 
 bool weights(const Problem& p, const Block& block, int threads, const Interrupted& interrupted) {
@@ -165,12 +167,13 @@ bool weights(const Problem& p, const Block& block, int threads, const Interrupte
   const Table& table = p.dtype == Dtype::f32 ? *isa().f32 : *isa().f64;
   std::vector<Panel> panels = panels_of(p, table, threads);
   std::vector<Scratch> scratch(static_cast<size_t>(threads));
-  return parallel(static_cast<int64_t>(panels.size()), threads,
-                  [&](int64_t item, int worker) {
-                    table.weights(p, block, panels[static_cast<size_t>(item)],
-                                  scratch[static_cast<size_t>(worker)]);
-                  },
-                  interrupted);
+  return parallel(
+      static_cast<int64_t>(panels.size()), threads,
+      [&](int64_t item, int worker) {
+        table.weights(p, block, panels[static_cast<size_t>(item)],
+                      scratch[static_cast<size_t>(worker)]);
+      },
+      interrupted);
 }
 
 }  // namespace chumoku

@@ -63,9 +63,9 @@ struct Problem {
   Dtype dtype = Dtype::f32;
   int64_t batch = 0, heads = 0, kv_heads = 0, rows = 0, keys = 0, width = 0, value_width = 0;
   View query, key, value;
-  char* output = nullptr;               // contiguous (batch, heads, rows, value_width)
-  const int64_t* row_index = nullptr;   // query position of each row; null: row r is query r
-  const int64_t* position = nullptr;    // per batch entry: key position of query 0, for distance
+  char* output = nullptr;              // contiguous (batch, heads, rows, value_width)
+  const int64_t* row_index = nullptr;  // query position of each row; null: row r is query r
+  const int64_t* position = nullptr;   // per batch entry: key position of query 0, for distance
   const Mask* mask = nullptr;
   double scale = 1.0;
   Facts facts;
@@ -78,7 +78,7 @@ struct Block {
   const int64_t* key_index = nullptr;
   int64_t keys = 0;
   const double* lse = nullptr;  // contiguous (batch, heads, rows)
-  char* output = nullptr;     // contiguous (batch, heads, rows, keys)
+  char* output = nullptr;       // contiguous (batch, heads, rows, keys)
 };
 
 // Asked from the calling thread now and then; true stops the work.

@@ -92,7 +92,8 @@ struct Case {
       for (int64_t j = 0; j < s.keys; ++j) {
         double dot = 0;
         for (int64_t d = 0; d < s.width; ++d)
-          dot += double{q[size_t(n * s.width + d)]} * double{k[size_t((kv * s.keys + j) * s.width + d)]};
+          dot += double{q[size_t(n * s.width + d)]} *
+                 double{k[size_t((kv * s.keys + j) * s.width + d)]};
         w[size_t(j)] = sees(i, j) ? dot * p.scale : -INFINITY;
         most = std::max(most, w[size_t(j)]);
       }
@@ -154,10 +155,14 @@ void run(const Sizes& sizes, bool causal, unsigned seed, double tolerance) {
 
 int main() {
   const char* asked = std::getenv("CHUMOKU_ISA");
-  CHECK(!asked || instruction_set() == asked);
-  const Sizes all[] = {{1, 1, 1, 1, 1, 1, 1},     {2, 4, 2, 7, 13, 5, 3},   {1, 2, 1, 37, 129, 64, 64},
-                       {1, 8, 8, 50, 100, 65, 70}, {2, 2, 2, 30, 2100, 16, 24}, {1, 4, 1, 1, 3000, 128, 128},
-                       {1, 1, 1, 3, 70, 257, 130}, {1, 1, 1, 150, 64, 8, 8},  {1, 1, 1, 9, 5, 4, 4}};
+  if (asked && instruction_set() != asked) {
+    std::printf("this machine lacks %s\n", asked);
+    return 77;  // skipped, as ctest counts it
+  }
+  const Sizes all[] = {
+      {1, 1, 1, 1, 1, 1, 1},      {2, 4, 2, 7, 13, 5, 3},      {1, 2, 1, 37, 129, 64, 64},
+      {1, 8, 8, 50, 100, 65, 70}, {2, 2, 2, 30, 2100, 16, 24}, {1, 4, 1, 1, 3000, 128, 128},
+      {1, 1, 1, 3, 70, 257, 130}, {1, 1, 1, 150, 64, 8, 8},    {1, 1, 1, 9, 5, 4, 4}};
   unsigned seed = 1;
   for (const Sizes& sizes : all)
     for (bool causal : {false, true}) {

@@ -152,16 +152,11 @@ void run_attention(nb::handle query, nb::handle key, nb::handle value, nb::handl
   auto fact = [&](const char* name) {
     return facts.contains(name) ? buffers.flat<char>(facts[name], true) : nullptr;
   };
-  p.facts = {fact("lse"),
-             reinterpret_cast<double*>(fact("exact_lse")),
-             fact("max_logit"),
-             fact("entropy"),
-             fact("saturation"),
-             fact("flow"),
-             fact("distance"),
-             reinterpret_cast<int64_t*>(fact("top_keys")),
-             fact("top_weights"),
-             top};
+  p.facts = {fact("lse"),         reinterpret_cast<double*>(fact("exact_lse")),
+             fact("max_logit"),   fact("entropy"),
+             fact("saturation"),  fact("flow"),
+             fact("distance"),    reinterpret_cast<int64_t*>(fact("top_keys")),
+             fact("top_weights"), top};
   without_gil([&] { return attention(p, threads(), interrupted); });
 }
 

@@ -127,7 +127,8 @@ uint64_t node_word(const Mask& mask, const MaskNode& node, const Place& place, i
     case MaskNode::Kind::all: {
       uint64_t bits = ~uint64_t{0};
       for (int part : node.parts)
-        if (bits) bits &= node_word(mask, mask.nodes[static_cast<size_t>(part)], place, first, count);
+        if (bits)
+          bits &= node_word(mask, mask.nodes[static_cast<size_t>(part)], place, first, count);
       return bits;
     }
     case MaskNode::Kind::any: {

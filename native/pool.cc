@@ -126,7 +126,8 @@ class Pool {
     uint64_t seen = 0;
     for (;;) {
       auto begun = Clock::now();
-      while (ticket_.load(std::memory_order_acquire) == seen && Clock::now() - begun < kSpin) relax();
+      while (ticket_.load(std::memory_order_acquire) == seen && Clock::now() - begun < kSpin)
+        relax();
       Job* job = nullptr;
       {
         std::unique_lock<std::mutex> guard(lock_);

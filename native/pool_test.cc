@@ -37,7 +37,12 @@ int main() {
 
   bool thrown = false;
   try {
-    parallel(100, 4, [](int64_t item, int) { if (item == 37) throw std::runtime_error("37"); }, never);
+    parallel(
+        100, 4,
+        [](int64_t item, int) {
+          if (item == 37) throw std::runtime_error("37");
+        },
+        never);
   } catch (const std::runtime_error&) {
     thrown = true;
   }
@@ -45,21 +50,25 @@ int main() {
   CHECK(each_once(100, 4));
 
   std::atomic<int64_t> done{0};
-  CHECK(!parallel(
-      int64_t{1} << 40, 4, [&](int64_t, int) { ++done; }, [] { return true; }));
+  CHECK(!parallel(int64_t{1} << 40, 4, [&](int64_t, int) { ++done; }, [] { return true; }));
   CHECK(done > 0);
   CHECK(!stopping());
 
   // A long body sees that it is to stop.
   CHECK(!parallel(
-      2, 2, [](int64_t, int) { while (!stopping()) std::this_thread::yield(); },
+      2, 2,
+      [](int64_t, int) {
+        while (!stopping()) std::this_thread::yield();
+      },
       [] { return true; }));
 
   // Calls from many threads at once, and calls inside a call, all end.
   std::vector<std::thread> callers;
   std::atomic<int> right{0};
   for (int n = 0; n < 8; ++n)
-    callers.emplace_back([&] { for (int k = 0; k < 50; ++k) right += each_once(64, 3); });
+    callers.emplace_back([&] {
+      for (int k = 0; k < 50; ++k) right += each_once(64, 3);
+    });
   for (std::thread& caller : callers) caller.join();
   CHECK(right == 8 * 50);
   std::atomic<int> inner{0};

@@ -33,11 +33,11 @@ enum Field { kRef, kSum, kMax, kShifted, kLead, kRest, kSquares, kDistance, kFie
 template <class T>
 struct Queries {
   int vectors = 0, lanes = 0, used = 0;
-  int64_t first = 0;  // row within the group of heads
-  T* q = nullptr;     // [width][lanes]
-  T* o = nullptr;     // [value_width][lanes]
-  T* state = nullptr; // [kFields][lanes]
-  T* top = nullptr;   // [top][lanes] raw scores, largest first
+  int64_t first = 0;   // row within the group of heads
+  T* q = nullptr;      // [width][lanes]
+  T* o = nullptr;      // [value_width][lanes]
+  T* state = nullptr;  // [kFields][lanes]
+  T* top = nullptr;    // [top][lanes] raw scores, largest first
   typename Lanes<T>::Word* top_keys = nullptr;
   Range seen, solid;  // keys that some lane sees; keys that every lane sees
 };
@@ -48,16 +48,16 @@ struct Tile {
   int64_t k_stride;
   const T* v;
   int64_t v_stride;
-  int64_t first;             // key of bit 0
-  int low, high;             // keys that some lane sees
-  bool masked, spoilt;       // spoilt: hidden values may be NaN or infinite
+  int64_t first;                         // key of bit 0
+  int low, high;                         // keys that some lane sees
+  bool masked, spoilt;                   // spoilt: hidden values may be NaN or infinite
   const typename Lanes<T>::Word* words;  // bit j: the lane sees key j; float: [2][lanes] halves
 };
 
 template <class T>
 struct Plan {
-  T factor;   // of the raw scores, in powers of two
-  T sign;     // of the packed queries
+  T factor;  // of the raw scores, in powers of two
+  T sign;    // of the packed queries
   double scale;
   bool facts, distance;
   int64_t top;
@@ -68,7 +68,9 @@ Plan<T> plan_of(const Problem& problem) {
   double size = problem.scale < 0 ? -problem.scale : problem.scale;
   const Facts& f = problem.facts;
   return {static_cast<T>((size == 0 ? 1 : size) * kLog2e),
-          static_cast<T>(problem.scale < 0 ? -1 : problem.scale > 0 ? 1 : 0),
+          static_cast<T>(problem.scale < 0   ? -1
+                         : problem.scale > 0 ? 1
+                                             : 0),
           size == 0 ? 1 : size,
           f.entropy || f.saturation || f.flow,
           f.distance != nullptr,
@@ -318,11 +320,20 @@ void watch_top(const Queries<T>& g, const Tile<T>& tile, int64_t top, const T* s
     int at = v * Lanes<T>::n;
     if (!any(best[v] > load(g.top + (top - 1) * g.lanes + at))) continue;
     switch (top) {
-      case 1: watch_top<T, 1>(g, tile, top, scores, at); break;
-      case 2: watch_top<T, 2>(g, tile, top, scores, at); break;
-      case 4: watch_top<T, 4>(g, tile, top, scores, at); break;
-      case 8: watch_top<T, 8>(g, tile, top, scores, at); break;
-      default: watch_top<T, 0>(g, tile, top, scores, at);
+      case 1:
+        watch_top<T, 1>(g, tile, top, scores, at);
+        break;
+      case 2:
+        watch_top<T, 2>(g, tile, top, scores, at);
+        break;
+      case 4:
+        watch_top<T, 4>(g, tile, top, scores, at);
+        break;
+      case 8:
+        watch_top<T, 8>(g, tile, top, scores, at);
+        break;
+      default:
+        watch_top<T, 0>(g, tile, top, scores, at);
     }
   }
 }
@@ -430,12 +441,18 @@ template <class T>
 void step(Queries<T>& g, const Tile<T>& tile, const Plan<T>& plan, const Problem& problem,
           const Buffers<T>& b) {
   switch (g.vectors * 2 + plan.facts) {
-    case 2: return step<T, 1, false>(g, tile, plan, problem, b);
-    case 3: return step<T, 1, true>(g, tile, plan, problem, b);
-    case 4: return step<T, 2, false>(g, tile, plan, problem, b);
-    case 5: return step<T, 2, true>(g, tile, plan, problem, b);
-    case 6: return step<T, 3, false>(g, tile, plan, problem, b);
-    default: return step<T, 3, true>(g, tile, plan, problem, b);
+    case 2:
+      return step<T, 1, false>(g, tile, plan, problem, b);
+    case 3:
+      return step<T, 1, true>(g, tile, plan, problem, b);
+    case 4:
+      return step<T, 2, false>(g, tile, plan, problem, b);
+    case 5:
+      return step<T, 2, true>(g, tile, plan, problem, b);
+    case 6:
+      return step<T, 3, false>(g, tile, plan, problem, b);
+    default:
+      return step<T, 3, true>(g, tile, plan, problem, b);
   }
 }
 

@@ -192,8 +192,7 @@ void begin(Walk<T>& walk, char* states, T* packed) {
       }
     }
     if (!g.seen.empty())
-      walk.seen = {std::min(walk.seen.start, g.seen.start),
-                   std::max(walk.seen.stop, g.seen.stop)};
+      walk.seen = {std::min(walk.seen.start, g.seen.start), std::max(walk.seen.stop, g.seen.stop)};
   }
 }
 
@@ -203,7 +202,8 @@ template <class T>
 const T* rows_from(const View& view, const Panel& panel, const int64_t* index, int64_t first,
                    int64_t count, int64_t width, T* copy, int64_t* stride) {
   const char* from = view.at(panel.batch, panel.kv_head, 0);
-  bool aligned = (reinterpret_cast<uintptr_t>(from) | static_cast<uintptr_t>(view.row)) % sizeof(T) == 0;
+  bool aligned =
+      (reinterpret_cast<uintptr_t>(from) | static_cast<uintptr_t>(view.row)) % sizeof(T) == 0;
   if (!index && aligned && (view.column == sizeof(T) || width == 1)) {
     *stride = view.row / static_cast<int64_t>(sizeof(T));
     return reinterpret_cast<const T*>(from + first * view.row);
@@ -226,8 +226,8 @@ bool all_finite(const T* rows, int64_t stride, int64_t count, int64_t width) {
 
 // Which keys of the tile the group's lanes see. False when none does.
 template <class T>
-bool look(const Walk<T>& walk, const Queries<T>& g, int64_t first, int count,
-          const int64_t* index, typename Lanes<T>::Word* words, Tile<T>* tile) {
+bool look(const Walk<T>& walk, const Queries<T>& g, int64_t first, int count, const int64_t* index,
+          typename Lanes<T>::Word* words, Tile<T>* tile) {
   uint64_t whole = low_bits(count), some = 0, every = whole;
   bool inside = !index && g.solid.start <= first && first + count <= g.solid.stop;
   auto put = [&](int lane, uint64_t bits) {
@@ -326,8 +326,8 @@ void walk_chunk(Walk<T>& walk, Queries<T>* groups, int64_t chunk, const Room<T>&
       tile.spoilt = checked == 0;
       if (walk.plan.distance)
         for (int lane = 0; lane < g.lanes; ++lane)
-          room.buffers.position[lane] = static_cast<T>(
-              place_of(walk, g, lane).query + problem.position[walk.panel.batch]);
+          room.buffers.position[lane] =
+              static_cast<T>(place_of(walk, g, lane).query + problem.position[walk.panel.batch]);
       step(g, tile, walk.plan, problem, room.buffers);
     }
   }
@@ -355,8 +355,8 @@ void merge_group(const Problem& problem, const Plan<T>& plan, Queries<T>& a, con
       store(o, join(x, y, fma(x, wa, y * wb)));
     }
     V sum_a = mine(kSum), sum_b = theirs(kSum);
-    V shifted = fma(fma(way_a, sum_a, mine(kShifted)), wa,
-                    fma(way_b, sum_b, theirs(kShifted)) * wb);
+    V shifted =
+        fma(fma(way_a, sum_a, mine(kShifted)), wa, fma(way_b, sum_b, theirs(kShifted)) * wb);
     V lead_a = mine(kLead) * wa, lead_b = theirs(kLead) * wb;
     auto second = theirs(kMax) > mine(kMax);
     V smaller = second ? lead_a : lead_b;
@@ -444,7 +444,8 @@ void finish_group(const Problem& problem, const Panel& panel, const Plan<T>& pla
       Row row = row_of(problem, panel, g.first + std::min(lane + i, g.used - 1));
       int64_t at = (panel.batch * problem.heads + row.head) * problem.rows + row.row;
       to[i] = reinterpret_cast<T*>(problem.output) + at * width;
-      if ((problem.facts.lse || problem.facts.exact_lse) && lane + i < g.used) write_facts(problem, plan, g, lane + i, at);
+      if ((problem.facts.lse || problem.facts.exact_lse) && lane + i < g.used)
+        write_facts(problem, plan, g, lane + i, at);
     }
     if (lane + n <= g.used) {
       transpose_out(g.o + lane, g.lanes, to, width);
@@ -551,11 +552,18 @@ void weights(const Problem& problem, const Block& block, const Panel& panel, Scr
 #define CHUMOKU_TEXT_OF(x) #x
 #define CHUMOKU_TEXT(x) CHUMOKU_TEXT_OF(x)
 
-const Table table_f32 = {CHUMOKU_TEXT(CHUMOKU_ISA), kMostRows, 3 * Lanes<float>::n, whole<float>,
-                         chunk<float>, part_bytes<float>, clear<float>, merge<float>,
-                         finish<float>, weights<float>};
-const Table table_f64 = {CHUMOKU_TEXT(CHUMOKU_ISA), kMostRows, 3 * Lanes<double>::n,
-                         whole<double>, chunk<double>, part_bytes<double>, clear<double>,
-                         merge<double>, finish<double>, weights<double>};
+const Table table_f32 = {
+    CHUMOKU_TEXT(CHUMOKU_ISA), kMostRows,    3 * Lanes<float>::n, whole<float>,  chunk<float>,
+    part_bytes<float>,         clear<float>, merge<float>,        finish<float>, weights<float>};
+const Table table_f64 = {CHUMOKU_TEXT(CHUMOKU_ISA),
+                         kMostRows,
+                         3 * Lanes<double>::n,
+                         whole<double>,
+                         chunk<double>,
+                         part_bytes<double>,
+                         clear<double>,
+                         merge<double>,
+                         finish<double>,
+                         weights<double>};
 
 }  // namespace chumoku::CHUMOKU_ISA

@@ -57,8 +57,8 @@ struct Table {
   void (*weights)(const Problem&, const Block&, const Panel&, Scratch&);
 };
 
-#define CHUMOKU_DECLARE(isa)              \
-  namespace isa {                         \
+#define CHUMOKU_DECLARE(isa)               \
+  namespace isa {                          \
   extern const Table table_f32, table_f64; \
   }
 CHUMOKU_DECLARE(baseline)

@@ -1,0 +1,224 @@
+"""What the native kernel alone promises: the same bits, few threads, interrupts, linear memory."""
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+
+import numpy as np
+import pytest
+
+import chumoku
+from chumoku import Causal, Watch, _native, attention
+
+WATCH = Watch(top=4, entropy=True, saturation=True, distance=True)
+
+
+@pytest.fixture(autouse=True)
+def as_it_was():
+    """Threads and instruction set are the process's own."""
+    threads, isa = _native.threads(), _native.instruction_set()
+    yield
+    _native.set_threads(threads)
+    _native.set_instruction_set(isa)
+
+
+def arrays(heads=4, kv_heads=2, queries=70, keys=2300, width=48, seed=0):
+    rng = np.random.default_rng(seed)
+    query = 3 * rng.standard_normal((2, heads, queries, width), dtype=np.float32)
+    key = rng.standard_normal((2, kv_heads, keys, width), dtype=np.float32)
+    return query, key, rng.standard_normal((2, kv_heads, keys, 40), dtype=np.float32)
+
+
+def native(*inputs, **options):
+    return attention(*inputs, kernel="native", **options)
+
+
+@pytest.mark.parametrize("isa", _native.instruction_sets())
+def test_same_bits_for_any_number_of_threads(isa):
+    assert _native.set_instruction_set(isa)
+    inputs = arrays()
+    _native.set_threads(1)
+    output, seen = native(*inputs, mask=Causal(), watch=WATCH)
+    for threads in (2, 3, 8, 8):
+        _native.set_threads(threads)
+        again, facts = native(*inputs, mask=Causal(), watch=WATCH)
+        assert np.array_equal(output, again)
+        for name, fact in seen.facts().items():
+            assert np.array_equal(fact, facts.facts()[name]), name
+
+
+@pytest.mark.parametrize("isa", _native.instruction_sets())
+def test_same_bits_for_a_row_alone_and_in_company(isa):
+    assert _native.set_instruction_set(isa)
+    query, key, value = arrays()
+    whole = native(query, key, value, mask=Causal())
+    for i in (0, 1, 33, 69):
+        length = key.shape[-2] - query.shape[-2] + i + 1
+        alone = query[:, :, i : i + 1]
+        decoded = native(alone, key[:, :, :length], value[:, :, :length], mask=Causal())
+        assert np.array_equal(decoded[:, :, 0], whole[:, :, i])
+        sliced = native(alone, key, value, mask=Causal(length - 1))
+        assert np.array_equal(sliced[:, :, 0], whole[:, :, i])
+        one_entry = native(alone[1], key[1], value[1], mask=Causal(length - 1))
+        assert np.array_equal(one_entry[:, 0], whole[1, :, i])
+
+
+def test_hidden_keys_and_their_tiles_change_no_bit():
+    query, key, value = arrays(keys=700)
+    output = native(query, key[:, :, :500], value[:, :, :500])
+    visible = np.arange(700) < 500
+    assert np.array_equal(output, native(query, key, value, mask=visible))
+    assert np.array_equal(output, native(query, key, value, mask=chumoku.Lengths(500)))
+
+
+def test_instruction_sets_agree():
+    inputs = arrays()
+    outputs = []
+    for isa in _native.instruction_sets():
+        assert _native.set_instruction_set(isa)
+        assert _native.instruction_set() == isa
+        outputs.append(native(*inputs))
+    for output in outputs[1:]:
+        assert np.abs(output - outputs[0]).max() < 5e-6
+    assert not _native.set_instruction_set("abacus")
+
+
+def run_python(code: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-c", code],
+        env={**os.environ, **environment},
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+
+
+def test_the_environment_chooses():
+    code = "from chumoku import _native as n; print(n.instruction_set(), n.threads())"
+    for isa in _native.instruction_sets():
+        done = run_python(code, CHUMOKU_ISA=isa, CHUMOKU_NUM_THREADS="3")
+        assert done.stdout.split() == [isa, "3"], done.stderr
+
+
+# Ten thousand queries over a million keys would take minutes: the call is begun, never finished.
+LONG_CALL = """
+import numpy as np, signal, threading, chumoku
+key = np.broadcast_to(np.float32(0.5), (1_000_000, 64))
+query = np.ones((10_000, 64), np.float32)
+"""
+
+
+def test_an_interrupt_ends_a_long_call():
+    done = run_python(
+        LONG_CALL
+        + """
+import os, time
+threading.Timer(0.5, lambda: os.kill(os.getpid(), signal.SIGINT)).start()
+try:
+    chumoku.attention(query, key, key)
+except KeyboardInterrupt:
+    print("interrupted")
+output = chumoku.attention(query[:5], key[:5], key[:5])
+print(output[0, 0])
+"""
+    )
+    assert done.stdout.split() == ["interrupted", "0.5"], done.stderr
+
+
+def test_other_python_threads_run_during_a_call():
+    query, key, value = arrays(queries=800, keys=4000)
+    done = threading.Event()
+    ticks = 0
+
+    def call():
+        native(query, key, value)
+        done.set()
+
+    worker = threading.Thread(target=call)
+    worker.start()
+    while not done.wait(0.0005):
+        ticks += 1
+    worker.join()
+    assert ticks > 0
+
+
+def test_calls_from_many_threads_at_once():
+    inputs = arrays(queries=40, keys=300)
+    wanted = native(*inputs)
+    outputs = []
+    workers = [
+        threading.Thread(target=lambda: outputs.extend(native(*inputs) for _ in range(20)))
+        for _ in range(6)
+    ]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join()
+    assert len(outputs) == 120
+    assert all(np.array_equal(output, wanted) for output in outputs)
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
+@pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
+def test_a_forked_child_works_on():
+    inputs = arrays()
+    _native.set_threads(3)
+    wanted = native(*inputs)
+    child = os.fork()
+    if child == 0:
+        os._exit(0 if np.array_equal(native(*inputs), wanted) else 1)
+    signal.alarm(60)  # a hang must not hold up the tests
+    _, status = os.waitpid(child, 0)
+    signal.alarm(0)
+    assert os.waitstatus_to_exitcode(status) == 0
+
+
+def test_memory_grows_with_the_length_not_with_its_square():
+    done = run_python(
+        """
+import numpy as np, resource, chumoku
+rng = np.random.default_rng(0)
+query, key, value = rng.standard_normal((3, 16384, 8), dtype=np.float32)
+def peak():
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+watch = chumoku.Watch(top=2, entropy=True, saturation=True)
+chumoku.attention(query[:256], key[:256], value[:256], watch=watch)
+before = peak()
+chumoku.attention(query, key, value, mask=chumoku.Window(700, 0), watch=watch)
+print(peak() - before)
+""",
+        CHUMOKU_NUM_THREADS="2",
+    )
+    assert float(done.stdout) < 32, done.stderr  # MiB; one matrix of scores would be 1024
+
+
+def test_a_window_leaves_far_keys_alone():
+    """Hidden tiles are not even read: most of these keys lie in memory that may not be touched."""
+    done = run_python(
+        """
+import ctypes, mmap, numpy as np, chumoku
+length, width = 1 << 14, 64
+memory = mmap.mmap(-1, length * width * 4)
+key = np.frombuffer(memory, np.float32).reshape(length, width)
+key[:] = 1
+libc = ctypes.CDLL(None, use_errno=True)
+address = ctypes.c_void_p(key.ctypes.data)
+half = ctypes.c_size_t(key.nbytes // 2)
+assert libc.mprotect(address, half, 0) == 0  # PROT_NONE
+query = np.ones((64, width), np.float32)
+print(chumoku.attention(query, key, key, mask=chumoku.Window(100, 0)).sum())
+"""
+    )
+    assert float(done.stdout) == 64 * 64, done.stderr
+
+
+def test_top_keys_hold_any_number():
+    query, key, value = arrays(queries=3, keys=1500)
+    for top in (1, 2, 3, 4, 7, 8, 9, 33):
+        _, seen = native(query, key, value, watch=Watch(top=top))
+        weights = chumoku.weights(query, key)
+        order = np.argsort(-weights, axis=-1, kind="stable")[..., :top]
+        assert np.array_equal(seen.top_keys, order)
