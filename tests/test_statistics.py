@@ -74,8 +74,9 @@ def test_flow_does_not_cancel(kernel, gap, naive):
     """1 - sum p^2 in float32 is 17 % wrong at a gap of 15, and 0 at 17."""
     away = 1 / (1 + math.exp(gap))
     flow = 2 * away * (1 - away)
-    p = np.array([1 - away, away], np.float32)
-    assert abs(1 - (p * p).sum() - flow) / flow == pytest.approx(naive, abs=0.01)
+    # The squares of the weights as a running softmax has them: sum e^2(s - m) / (sum e^(s - m))^2.
+    total = np.float32(1) + np.float32(math.exp(-gap))
+    assert abs(1 - 1 / (total * total) - flow) / flow == pytest.approx(naive, abs=0.01)
     seen = looks([gap, 0.0], np.float32, watch=Watch(saturation=True), kernel=kernel)
     assert seen.flow.item() == pytest.approx(flow, rel=1e-5)
 

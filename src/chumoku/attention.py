@@ -381,7 +381,7 @@ def _instance(name: str, value: Any, kind: type, expected: str) -> Any:
 def _index(name: str, which: slice | int | Array, length: int) -> NDArray[np.int64]:
     """The positions meant by a slice, a number or an array of numbers."""
     if isinstance(which, slice):
-        return np.arange(length, dtype=np.int64)[which]
+        return np.ascontiguousarray(np.arange(length, dtype=np.int64)[which])
     index = np.atleast_1d(np.asarray(which))
     if index.ndim != 1 or (index.dtype.kind not in "iu" and index.size):
         got = f"{index.dtype} of shape {index.shape}"

@@ -214,8 +214,11 @@ def _call(
 def _reals(name: str, given: ArrayLike) -> Reals:
     """A float64 copy, so that the steps stay what they were."""
     try:
-        array = np.array(given, dtype=np.float64)
-    except (TypeError, ValueError):
+        array = np.asarray(given)
+        if array.dtype.kind == "c":
+            raise TypeError
+        array = array.astype(np.float64)
+    except (TypeError, ValueError, RuntimeError):
         got = f"a {type(given).__name__} that is no array of numbers"
         raise InvalidTypeError(name, got, "an array or a nested list of numbers") from None
     if array.ndim < 2 and name in ("query", "key", "value"):
@@ -275,7 +278,11 @@ def _page(shown: Steps) -> Iterator[str]:
     (queries, keys), width = shown.scores.shape, shown.query.shape[-1]
     at_keys = [f"key {j}" for j in range(keys)]
     places = [f"[{c}]" for c in range(shown.output.shape[-1])]
-    yield f"Attention step by step: {queries} queries, {keys} keys, width {width}"
+    counts = (
+        f"{queries} {'query' if queries == 1 else 'queries'}",
+        f"{keys} key{'s'[: keys != 1]}",
+    )
+    yield f"Attention step by step: {', '.join(counts)}, width {width}"
     yield from _table("1. score: each query times each key", at_keys, shown.scores)
     yield from _table(f"2. scale: scores x {shown.scale:.4g}", at_keys, shown.scaled)
     if shown.capped is not None:

@@ -1,8 +1,8 @@
 """Scene: where a model looks in one text. The one data form that every view draws.
 
 `to_json` turns a scene, and the result of any other command, into plain dicts, lists and numbers
-in full precision; docs/reference/scene.md describes the fields. Nothing in here is a sentence:
-views find their words in `chumoku.words`.
+in full precision, field by field: the dataclasses below are the schema of what `--json` prints.
+Nothing in here is a sentence: views find their words in `chumoku.words`.
 """
 
 from __future__ import annotations

@@ -88,13 +88,13 @@ SENTENCES = {
     "look.more": "… and {count} more tokens. --all shows every one.",
     "look.sink": "{share} of all attention goes to {token}. Such a place where the gaze rests is "
     "called a sink; without it, the words show what they look at.",
-    "look.no_sink": "No token draws the gaze of all the others: the most looked at, {token}, gets "
-    "{share} of all attention.",
+    "look.no_sink": "No single token is a sink here: the most looked at, {token}, gets {share} of all attention.",
     "look.map": "The map",
     "look.map_note": "each row looks at the columns; the taller the block, the more attention",
     "look.tallest": "tallest block: {share}",
     "look.standouts": "Heads with a mind of their own",
-    "look.standouts_note": "the mean hides them; their maps, without special tokens",
+    "look.standouts_note": "the mean hides them. L2H6 is layer 2, head 6, both counted from 0; the maps "
+    "are without special tokens",
     "look.among": "looks at words",
     "look.strongest": "strongest looks, raw",
     "look.each_head": "The heads of layer {layer}, one by one",
@@ -117,7 +117,7 @@ SENTENCES = {
     "without.total": "Silencing {heads} moved the final states by {share} of their length on average.",
     "next.title": "Try next",
     "next.head": "--layer {layer} --head {head}",
-    "next.head_why": "the head that looks the most sharply at other words here",
+    "next.head_why": "the head that looks the most sharply here",
     "next.query": "--query {token}",
     "next.query_why": "the heads of a layer side by side for one token",
     "next.without": "--without {layer}:{head}",
@@ -190,7 +190,7 @@ SENTENCES = {
     "trap.no_heads": "As it is, no head is saturated on this text.",
     # Heads
     "heads.title": "What each head looks at",
-    "heads.about": "{model} · {layers} layers × {heads} heads · {tokens} tokens in {texts} texts",
+    "heads.about": "{model} · {layers} layers × {heads} heads · texts: {texts}, tokens: {tokens}",
     "heads.raw": "raw, all tokens",
     "heads.words": "without special tokens",
     "heads.cut": "Some texts are longer than the model's {positions} positions: {left} tokens were left "

@@ -87,13 +87,14 @@ SENTENCES = {
     "look.more": "… ほかに {count} トークンあります。--all ですべて表示します。",
     "look.sink": "注目度全体の {share} が {token} に集まっています。このような視線の休み場所を"
     "「シンク」と呼びます。そこを除くと、ことばどうしがどこを見ているかが現れます。",
-    "look.no_sink": "視線を独り占めするトークンはありません。いちばん見られている {token} でも、"
+    "look.no_sink": "ここには視線を独り占めするトークン (シンク) はありません。いちばん見られている {token} でも、"
     "集まるのは注目度全体の {share} です。",
     "look.map": "注目度の地図",
     "look.map_note": "行のトークンが列のトークンを見ています。高いほど注目度が大きくなります",
     "look.tallest": "いちばん高いところ: {share}",
     "look.standouts": "個性のはっきりしたヘッド",
-    "look.standouts_note": "平均には現れない見方です。地図は特殊トークンを除いたものです",
+    "look.standouts_note": "平均には現れない見方です。L2H6 は層 2・ヘッド 6 のことで、どちらも 0 から数えます。"
+    "地図は特殊トークンを除いたものです",
     "look.among": "ことばを見る割合",
     "look.strongest": "強い視線 (そのままの値)",
     "look.each_head": "層 {layer} のヘッドをひとつずつ",
@@ -176,7 +177,7 @@ SENTENCES = {
     "(ひとつのキーがほぼすべてを取る行) が多くなります",
     "trap.as_is": "そのまま",
     "trap.unscaled": "割らない",
-    "trap.multiplied": "ロジット {factor} 倍",
+    "trap.multiplied": "{factor} 倍",
     "trap.saturated": "飽和",
     "trap.count_note": "半分より多くの行が飽和しているヘッドを、飽和したヘッドと数えます。"
     "エントロピー (取りうる最大に対する割合) と流れは、全ヘッドの平均です。",

@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 
 # Below this many tokens, the drawing says that much of it may be chance.
 FEW = 100
+# Below this width the last columns of the legend are left out.
+NARROW = 76
 _INKS: dict[str, Ink] = {"sure": "loud", "likely": "plain", "undecided": "quiet"}
 _LETTERS = {
     "previous": "p",
@@ -102,9 +104,10 @@ def _legend(scene: HeadsScene, page: Page) -> list[Line]:
     names = {role: say(f"role.{role}", page.lang) for role in roles}
     room = max(cells(name) for name in names.values())
     signs = max(cells(mark(role, page)) for role in roles)
-    columns = ("heads.count", "heads.best", "heads.value", "heads.chance", "heads.rows")
+    columns = ["heads.count", "heads.best", "heads.value", "heads.chance", "heads.rows"]
+    columns = columns[: 5 if page.width >= NARROW else 3]
     titles = [say(key, page.lang) for key in columns]
-    sizes = [max(cells(t), least) for t, least in zip(titles, (3, 6, 19, 6, 3), strict=True)]
+    sizes = [max(cells(t), least) for t, least in zip(titles, (3, 6, 19, 6, 3), strict=False)]
     head = [Span(" " * (3 + signs + 2 + room))]
     head += [
         Span("  " + fit(text, size, page, right=i == 0), "quiet")
@@ -121,12 +124,12 @@ def _legend(scene: HeadsScene, page: Page) -> list[Line]:
         if best is not None and measure is not None:
             interval = f"{measure.value:.2f}  ({measure.low:.2f} - {measure.high:.2f})"
             ink = _INKS[best.certainty]
-            line += [
-                Span("  " + fit(f"L{best.layer}H{best.head}", sizes[1], page), ink),
-                Span("  " + fit(interval, sizes[2], page), ink),
-                Span("  " + fit(f"{measure.chance:.2f}", sizes[3], page), "quiet"),
-                Span("  " + fit(str(measure.rows), sizes[4], page), "quiet"),
-            ]
+            facts = [f"L{best.layer}H{best.head}", interval, f"{measure.chance:.2f}"]
+            inks: tuple[Ink, ...] = (ink, ink, "quiet", "quiet")
+            for fact, size, shade in zip(
+                [*facts, str(measure.rows)], sizes[1:], inks, strict=False
+            ):
+                line.append(Span("  " + fit(fact, size, page), shade))
         lines.append(tuple(line))
     mixed = scene.words.counts()["mixed"]
     return [*lines, (), *paragraph(page, say("heads.mixed_note", page.lang, count=mixed), "quiet")]

@@ -37,6 +37,8 @@ _EIGHTHS = " ▏▎▍▌▋▊▉█"
 # Seven eighths at most, so that blocks in neighbouring rows never touch.
 _HEIGHTS = "·▁▂▃▄▅▆▇"
 _PLAIN_HEIGHTS = ".:-=+*#@"
+# What our own sentences use, for encodings that lack it.
+_PLAIN = {"·": "-", "×": "x", "÷": "/", "√": "sqrt ", "…": "...", "→": "->"}
 # May not begin a line of Japanese.
 _CLOSERS = "、。，．・：；？！）」』】〉》ー々%％,.!?:;)ぁぃぅぇぉっゃゅょ"
 _OPENERS = "（「『【〈《("
@@ -95,7 +97,7 @@ class Page:
         return rich if self.blocks else plain
 
 
-@lru_cache(maxsize=16)
+@lru_cache(maxsize=1024)
 def _speaks(encoding: str, text: str) -> bool:
     try:
         text.encode(encoding)
@@ -125,7 +127,10 @@ def visible(text: str, encoding: str = "utf-8") -> str:
             shown.append("\u25cc" + character)
         else:
             shown.append(character)
-    return "".join(shown).encode(encoding, "backslashreplace").decode(encoding)
+    text = "".join(shown)
+    if not _speaks(encoding, text):
+        text = "".join(c if _speaks(encoding, c) else _PLAIN.get(c, c) for c in text)
+    return text.encode(encoding, "backslashreplace").decode(encoding)
 
 
 def cells(text: str) -> int:

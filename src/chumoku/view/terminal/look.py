@@ -312,9 +312,10 @@ def _query(query: Query, names: Names, page: Page) -> list[Line]:
         say("query.asked" if query.chosen else "query.chosen", page.lang, layer=query.layer),
     )
     largest = max(part.norm for part in query.heads) or 1.0
-    words = names.room([look.key for part in query.heads for look in part.row.words[:1]], 12)
-    raw = names.room([look.key for part in query.heads for look in part.row.raw[:1]], 10)
-    size = max(3, (width - 38 - words - raw) // 2)
+    most = 12 if width >= 76 else 8
+    words = names.room([look.key for part in query.heads for look in part.row.words[:1]], most)
+    raw = names.room([look.key for part in query.heads for look in part.row.raw[:1]], most)
+    size = max(4, (width - 35 - words - raw) // 2)
     columns = (words + 7 + size, raw + 7, size + 6)
     keys = ("look.words", "look.raw_short", "query.gives")
     heading = [Span(" " * 8)]

@@ -10,13 +10,15 @@ from html import escape
 
 from chumoku.view.terminal.ink import ACCENT, Ink, Line, Page, Span, cells, length
 
-# Of a cell in pixels; the size at which one Latin character fills it in the usual fonts.
-CELL, LINE, FONT = 8.4, 20, 14
+# A cell and a line in pixels, and the font sizes at which a narrow and a wide character fill one
+# and two cells in the usual fonts.
+CELL, LINE, FONT, WIDE = 8.4, 20, 14, 16
 MARGIN = 18
 
 _STYLE = f"""
-    text {{ font: {FONT}px ui-monospace, "SF Mono", Menlo, Consolas, "Noto Sans Mono CJK JP",
-      "Noto Sans Mono", "BIZ UDGothic", monospace; white-space: pre; fill: #24292f }}
+    text {{ font: {FONT}px ui-monospace, "SF Mono", Menlo, Consolas, "DejaVu Sans Mono",
+      "Noto Sans Mono", "Noto Sans Mono CJK JP", monospace; white-space: pre; fill: #24292f }}
+    .wide {{ font-size: {WIDE}px }}
     .page {{ fill: #ffffff; stroke: #d0d7de }}
     .strong, .loud {{ font-weight: 700 }}
     .quiet {{ fill: #6e7781 }}
@@ -109,12 +111,13 @@ def _text(text: str, ink: Ink, left: float, base: float) -> list[str]:
         else:
             runs.append((character, size))
     shapes, x = [], left
-    for run, _ in runs:
+    for run, size in runs:
         width = cells(run) * CELL
+        classes = [ink] * (ink != "plain") + ["wide"] * (size == 2)
+        kind = f' class="{" ".join(classes)}"' if classes else ""
         if run.strip():
             start = x + (len(run) - len(run.lstrip())) * CELL
             shown = run.strip()
-            kind = "" if ink == "plain" else f' class="{ink}"'
             shapes.append(
                 f'<text{kind} x="{start:.1f}" y="{base:.1f}" '
                 f'textLength="{cells(shown) * CELL:.1f}">{escape(shown)}</text>'
