@@ -27,6 +27,16 @@ def test_philox_known_answers(counter, seed, words):
     assert [int(word[0]) for word in found] == words
 
 
+def test_where_each_weight_finds_its_number():
+    """At counter (key // 4, query, head, batch entry), word key % 4; kept from rate * 2**32 on."""
+    kept = Dropout(0.25, 9).kept((2, 3), 4, np.array([5]), np.array([10, 11, 12]))
+    for entry, head in np.ndindex(6, 4):
+        for place, key in enumerate((10, 11, 12)):
+            counter = [np.array([c], np.uint64) for c in (key // 4, 5, head, entry)]
+            word = int(_philox(counter, 9)[key % 4][0])
+            assert kept[entry // 3, entry % 3, head, 0, place] == (word >= 2**30)
+
+
 def everything(dropout, batch=(2,), heads=3, queries=9, keys=21):
     return dropout.kept(batch, heads, np.arange(queries), np.arange(keys))
 

@@ -250,6 +250,7 @@ def test_the_shapes_people_expect():
     assert picture(Window(1, 0)) == [". x x . .", ". . x x .", ". . . x x"]
     assert picture(Causal() & Lengths(4)) == ["x x . . .", "x x x . .", "x x x x ."]
     assert picture(Causal() & Lengths(4, 2)) == ["x x x . .", "x x x x .", ". . . . ."]
+    assert picture(Causal() & Lengths(4) & Lengths(5)) == picture(Causal() & Lengths(4))
     assert picture(Lengths(2, 1, side="left")) == [". . . . .", ". . . . .", ". . . x x"]
     assert picture(Causal(0) | Prefix(2)) == ["x x . . .", "x x . . .", "x x x . ."]
     assert picture(Chunks(2)) == [". . x x .", ". . x x .", ". . . . x"]

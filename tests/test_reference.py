@@ -215,6 +215,25 @@ def test_infinite_scores():
     assert seen.max_logit.item() == np.inf
 
 
+def test_a_bias_of_minus_infinity_hides_even_nan_and_finfo_min_does_not():
+    q, k, v = CASE.arrays(FLOAT64)
+    bias = np.zeros((5, 7))
+    bias[:, 3] = -np.inf
+    clean, _ = reference.run(call(q, k, v, bias=bias, watch=WATCH))
+    k[..., 3, :] = v[..., 3, :] = np.nan
+    dirty, seen = reference.run(call(q, k, v, bias=bias, watch=WATCH))
+    assert np.array_equal(clean, dirty)
+    assert (seen.received[..., 3] == 0).all()
+    gradients = reference.backward(call(q, k, v, bias=bias), np.ones(dirty.shape))
+    assert all(np.isfinite(g).all() for g in gradients if g is not None)
+    bias[...] = np.finfo(np.float64).min
+    uniform, _ = reference.run(call(*CASE.arrays(FLOAT64), bias=bias))
+    v = CASE.arrays(FLOAT64)[2]
+    assert uniform == pytest.approx(
+        np.broadcast_to(v[:, [0, 0, 1, 1]].mean(-2, keepdims=True), uniform.shape)
+    )
+
+
 def test_nan_statistics_stand_in_the_rows_that_see_it():
     q, k, v = CASE.arrays(FLOAT64)
     k[0, 1, 4] = np.nan
@@ -339,6 +358,18 @@ def test_gradients_do_not_feel_what_is_hidden(wild):
     assert (dirty.query[..., 0, :] == 0).all()
 
 
+@pytest.mark.parametrize("where", ["key", "value"])
+def test_gradients_of_nan_stay_with_the_rows_that_see_it(where):
+    """Key 4 is NaN and visible to query 4 alone, which sees keys 2 to 4."""
+    q, k, v = CASE.arrays(FLOAT64)
+    {"key": k, "value": v}[where][..., 4, :] = np.nan
+    found = reference.backward(call(q, k, v, mask=Window(2, 0, offset=0)), np.ones((2, 4, 5, 2)))
+    assert np.array_equal(np.isnan(found.query).any(axis=(0, 1, 3)), np.arange(5) == 4)
+    for gradient in (found.key, found.value)[: 2 if where == "key" else 1]:
+        spoilt = np.isnan(gradient).any(axis=(0, 1, 3))
+        assert np.array_equal(spoilt, (np.arange(7) >= 2) & (np.arange(7) <= 4))
+
+
 @pytest.mark.parametrize("case", [one_head(0, 3, 2, 2), one_head(3, 0, 2, 2), one_head(3, 2, 2, 0)])
 def test_gradients_of_nothing(case):
     q, k, v = case.arrays(FLOAT64)
@@ -356,6 +387,10 @@ def test_weights_follow_a_given_lse():
     doubled = reference.weights(made, rows, keys, lse - np.log(2))
     assert doubled == pytest.approx(2 * found, abs=1e-15)
     assert (found[..., 1, :] == 0).all()
+    blind = call(*CASE.arrays(FLOAT64), mask=Causal(-1))
+    lse = reference.run(blind)[1].lse[..., rows]
+    assert (lse[..., 1] == -np.inf).all()
+    assert np.array_equal(reference.weights(blind, rows, keys, lse)[..., 1, :], np.zeros((2, 4, 3)))
     half = reference.weights(call(*CASE.arrays(bfloat16)), rows, keys, None)
     assert half.dtype == np.float32
 

@@ -87,7 +87,7 @@ def test_the_sink_is_the_token_that_receives_the_most():
     received = seen.gaze.weights.mean(axis=0)
     assert seen.sink.key == received.argmax()
     assert seen.sink.share == pytest.approx(received.max())
-    assert seen.sink.rests is (received.max() >= 0.3)
+    assert seen.sink.rests == (received.max() >= 0.3)
 
 
 def test_standouts_differ_from_one_another():
@@ -124,15 +124,13 @@ def test_silencing_tells_before_and_after():
     seen = scene(tiny(), TEXT, after, before=before, silenced={(0, 1)})
     change = seen.change
     assert change is not None and change.silenced == ((0, 1),)
-    assert np.array_equal(
-        change.before.weights, scene(tiny(), TEXT, before).gaze.weights
-    )
+    assert np.array_equal(change.before.weights, scene(tiny(), TEXT, before).gaze.weights)
     moved = np.abs(seen.gaze.weights - change.before.weights).sum(axis=1) / 2
     assert change.moved == pytest.approx(moved)
     old, new = before.states.astype(float), after.states.astype(float)
     lengths = np.linalg.norm(new - old, axis=1) / np.linalg.norm(old, axis=1)
     assert change.state == pytest.approx(lengths)
-    assert max(change.state) > 0.01
+    assert max(change.state) > 0.001
     assert all(-1 <= cosine <= 1 for cosine in change.cosine)
 
 

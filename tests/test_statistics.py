@@ -160,6 +160,8 @@ def test_groups_are_kept_from_change():
     watch = Watch(groups=groups)
     groups[0] = 7
     assert watch.groups.tolist() == [0, 1]
+    with pytest.raises(ValueError, match="read-only"):
+        watch.groups[0] = 7
 
 
 # Statistics

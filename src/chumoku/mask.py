@@ -569,10 +569,10 @@ class Any_(Mask):
     parts: tuple[Mask, ...]
 
     def allowed(self, shape: Shape, rows: Ints, keys: Ints) -> Bools:
-        return reduce(or_, (p.allowed(p.refine(shape), rows, keys) for p in self.parts))
+        return reduce(or_, (part.allowed(shape, rows, keys) for part in self.parts))
 
     def lower(self, shape: Shape) -> Lowered:
-        return Joined(tuple(p.lower(p.refine(shape)) for p in self.parts), all=False)
+        return Joined(tuple(part.lower(shape) for part in self.parts), all=False)
 
 
 def position_offset(mask: Mask | None, shape: Shape) -> Ints:

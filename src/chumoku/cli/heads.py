@@ -12,8 +12,8 @@ from chumoku.view.scene import HeadsScene, model_of
 from chumoku.view.terminal import heads
 
 EXAMPLES = (
-    "chumoku heads 'その猫は可愛い' 'The cat sat on the mat, and the dog sat beside it.'",
-    "echo 'The cat sat on the mat.' | chumoku heads -",
+    "chumoku heads 'その猫は可愛い' 'The cat sat on the mat'",
+    "echo 'The cat sat on the mat' | chumoku heads -",
 )
 
 

@@ -54,7 +54,11 @@ def _colour(options: Namespace) -> bool:
 def _json(command: str, data: Any, encoding: str) -> str:
     """One JSON object; characters that could steer a terminal are escaped."""
     utf8 = encoding.lower().replace("-", "") == "utf8"
-    text = json.dumps({"command": command, "schema": SCHEMA, **to_json(data)}, ensure_ascii=not utf8, allow_nan=False)
+    text = json.dumps(
+        {"command": command, "schema": SCHEMA, **to_json(data)},
+        ensure_ascii=not utf8,
+        allow_nan=False,
+    )
     if text.isascii() and text.isprintable():
         return text
     return "".join(

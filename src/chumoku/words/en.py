@@ -68,8 +68,6 @@ SENTENCES = {
     "error.token_index": "There is no token #{value}. The tokens are: {tokens}",
     "error.token_unknown": "No token reads {value}. The tokens are: {tokens}",
     "error.token_ambiguous": "{value} occurs {count} times. Say which by its index: {tokens}",
-    "error.no_words": "The model found no token in this text besides the special ones, so there is "
-    "nothing to compare.",
     "source.argument": "the command line",
     "source.stdin": "standard input",
     "source.file": "the file {path}",
@@ -134,7 +132,6 @@ SENTENCES = {
     "numbers.",
     "explain.books": "Each of the {count} tokens, {token} included, is a book: a spine (the key) to "
     "hold against the memo, and contents (the value) to take home.",
-    "explain.numbers": "{numbers} …",
     "explain.score": "1  Score: does the spine fit the memo?",
     "explain.score_note": "memo · spine, a sum of {width} products: the larger, the better it fits",
     "explain.scale": "2  Scale: divide by √{width} = {root}",

@@ -68,7 +68,6 @@ SENTENCES = {
     "error.token_index": "番号 #{value} のトークンはありません。トークンは次のとおりです: {tokens}",
     "error.token_unknown": "{value} というトークンはありません。トークンは次のとおりです: {tokens}",
     "error.token_ambiguous": "{value} は {count} 回出てきます。番号で選んでください: {tokens}",
-    "error.no_words": "この文には特殊トークンのほかにトークンがないので、比べるものがありません。",
     "source.argument": "コマンドライン",
     "source.stdin": "標準入力",
     "source.file": "ファイル {path} ",
@@ -133,7 +132,6 @@ SENTENCES = {
     "{width} 個の数です。",
     "explain.books": "{token} 自身も含めて {count} 個のトークンが、それぞれ 1 冊の本です。"
     "背表紙 (キー) はメモと見比べるもの、中身 (バリュー) は持ち帰るものです。",
-    "explain.numbers": "{numbers} …",
     "explain.score": "1  スコア: 背表紙はメモに合っている？",
     "explain.score_note": "メモ · 背表紙。{width} 個の積の和で、大きいほどよく合っています",
     "explain.scale": "2  スケール: √{width} = {root} で割る",
