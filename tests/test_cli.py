@@ -283,6 +283,15 @@ def test_heads_reads_one_text_a_line(folder, tmp_path):
     assert json.loads(done.stdout)["texts"] == ["the cat", "その猫", "a dog"]
 
 
+def test_heads_reads_so_many_texts_and_says_so(folder):
+    many = "\n".join(["the cat"] * 103).encode()
+    done = run("heads", "-", "--model", str(folder), stdin=many)
+    assert "The first 100 texts were read, 3 were left out." in done.stdout
+    done = run("heads", "-", "--all", "--model", str(folder), "--json", stdin=many)
+    data = json.loads(done.stdout)
+    assert (len(data["texts"]), data["unread"]) == (103, 0)
+
+
 def test_a_text_longer_than_the_model_says_what_was_done(folder):
     done = run("look", "a" * 50, "--model", str(folder), "--lang", "en")
     shown = " ".join(done.stdout.split())

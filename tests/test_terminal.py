@@ -79,7 +79,7 @@ def drawings(lang, width):
     map_ = traps.saturated_heads(encoding)
     yield trap(TrapScene(traps.three_rows(), study, 8, model_of(model), SENTENCE, 3, map_), page)
     raw, words = roles.viewpoints(encoding), roles.viewpoints(encoding, special=False)
-    yield heads(HeadsScene(model_of(model), (SENTENCE,), 3, raw, words), page)
+    yield heads(HeadsScene(model_of(model), (SENTENCE,), 2, 3, raw, words), page)
 
 
 @pytest.mark.parametrize("width", WIDTHS)

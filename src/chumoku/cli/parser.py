@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import unicodedata
 from argparse import Action, ArgumentError, ArgumentTypeError, Namespace
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from math import isfinite
 from typing import Any, NoReturn
 
@@ -41,9 +41,11 @@ class Parser(argparse.ArgumentParser):
         self.given = self.add_argument_group(say("help.arguments", lang))
         self.options = self.add_argument_group(say("help.options", lang))
 
-    def option(self, *names: str, key: str, **settings: Any) -> None:
+    def option(
+        self, *names: str, key: str, fields: Mapping[str, object] | None = None, **settings: Any
+    ) -> None:
         """An option whose help is `help.<key>`."""
-        fields = {"default": settings.get("default")}
+        fields = {"default": settings.get("default"), **(fields or {})}
         self.options.add_argument(*names, help=say(f"help.{key}", self.lang, **fields), **settings)
 
     def text(self, key: str = "text") -> None:

@@ -20,6 +20,8 @@ from chumoku.words import say
 Draw = Callable[[Page], Sequence[Line]]
 
 NARROWEST = 40
+# Characters of a message of progress.
+PROGRESS = 36
 # Version of what --json prints; it moves when a field changes its meaning or goes.
 SCHEMA = 1
 _BARE = re.compile(r"[\w@%+=:,./。、！？-]+")
@@ -40,6 +42,13 @@ def show(
         return
     page = Page(width=width, lang=lang, encoding=encoding)
     sys.stdout.write(write(draw(page), page, colour=_colour(options)))
+
+
+def progress(message: str) -> None:
+    """Tell a person who waits how far the work is; an empty message wipes it away."""
+    if sys.stderr.isatty():
+        sys.stderr.write("\r" + message.ljust(PROGRESS)[:PROGRESS] + "\r")
+        sys.stderr.flush()
 
 
 def _colour(options: Namespace) -> bool:

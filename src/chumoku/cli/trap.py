@@ -22,7 +22,7 @@ FACTOR = 8.0
 def run(arguments: Sequence[str], lang: str) -> int:
     """Show the trap; with a text, in a model's heads too."""
     parser = Parser("trap", lang, examples=EXAMPLES)
-    parser.text()
+    parser.text("text_trap")
     parser.option("--factor", type=factor(lang), default=FACTOR, metavar="X", key="factor")
     parser.common()
     options = parser.read(arguments)

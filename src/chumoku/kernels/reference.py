@@ -30,7 +30,7 @@ Ints = NDArray[np.int64]
 name = "reference"
 
 
-def refuses(call: Call) -> str | None:  # noqa: ARG001 (the protocol's argument)
+def refuses(call: Call) -> str | None:
     """Never: every call can be served, given the memory."""
     return None
 

@@ -280,10 +280,23 @@ class TrapScene:
 
 @dataclass(frozen=True)
 class HeadsScene:
-    """What each head looks at, raw and with the special tokens left out."""
+    """What each head looks at, raw and with the special tokens left out.
+
+    Attributes
+    ----------
+    model : Model
+    texts : tuple of str
+        Those that were read.
+    unread : int
+        How many more there were.
+    left_out : int
+        Tokens of the texts that did not fit into the model's positions.
+    raw, words : chumoku.heads.HeadMap
+    """
 
     model: Model
     texts: tuple[str, ...]
+    unread: int
     left_out: int
     raw: HeadMap
     words: HeadMap

@@ -19,6 +19,9 @@ SENTENCES = {
     "help.command": "one of: {commands}",
     "help.text": "a text, the name of a UTF-8 text file, or - for standard input (also when left "
     "out and something is piped in)",
+    "help.text_trap": "a text for which the model's heads are shown too: the text itself, the name of "
+    "a UTF-8 text file, or - for standard input",
+    "help.all_texts": "read every text, not only the first {most}",
     "help.texts": "texts, names of UTF-8 text files (each line is a text), or - for standard input",
     "help.layer": "layer to show, counted from 0",
     "help.head": "head to show, counted from 0; needs --layer",
@@ -192,6 +195,9 @@ SENTENCES = {
     "heads.words": "without special tokens",
     "heads.cut": "Some texts are longer than the model's {positions} positions: {left} tokens were left "
     "out.",
+    "heads.unread": "The first {read} texts were read, {unread} were left out. --all reads every "
+    "one.",
+    "heads.reading": "reading text {place} of {all}",
     "heads.few": "Only {tokens} tokens were seen: many of these roles may be chance. Give more "
     "texts, or a file with one text a line.",
     "heads.legend": "Roles",

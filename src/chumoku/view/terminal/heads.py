@@ -53,6 +53,10 @@ def heads(scene: HeadsScene, page: Page) -> list[Line]:
         texts=scene.raw.texts,
     )
     lines = title(page, say("heads.title", page.lang), about)
+    if scene.unread:
+        read = len(scene.texts)
+        unread = say("heads.unread", page.lang, read=read, unread=scene.unread)
+        lines += [*paragraph(page, unread, "loud"), ()]
     if scene.left_out:
         cut = say("heads.cut", page.lang, left=scene.left_out, positions=scene.model.positions)
         lines += [*paragraph(page, cut, "loud"), ()]
