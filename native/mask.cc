@@ -85,11 +85,14 @@ Range node_solid(const Mask& mask, const MaskNode& node, const Place& place) {
 uint64_t cells_word(const char* cell, int64_t stride, int64_t count) {
   uint64_t bits = 0;
   if (stride == 1) {
-    // Eight bytes of 0 or 1 become eight bits: the product gathers them in the top byte.
+    // Eight bytes become eight bits: each is made 0 or 1 first (a true byte need not be 1), then
+    // the product gathers them in the top byte.
+    constexpr uint64_t kLow = 0x7f7f7f7f7f7f7f7full;
     int64_t j = 0;
     for (; j + 8 <= count; j += 8) {
       uint64_t eight;
       __builtin_memcpy(&eight, cell + j, 8);
+      eight = ((((eight & kLow) + kLow) | eight) & ~kLow) >> 7;
       bits |= ((eight * 0x0102040810204080ull) >> 56) << j;
     }
     for (; j < count; ++j) bits |= uint64_t{cell[j] != 0} << j;

@@ -70,7 +70,8 @@ int main() {
   };
   auto same_id = [&](int64_t i, int64_t j) { return ids[i] == key_ids[j]; };
   std::vector<char> cells(kQueries * kKeys * 2);
-  for (size_t n = 0; n < cells.size(); ++n) cells[n] = (n * 2654435761u >> 7) % 3 == 0;
+  for (size_t n = 0; n < cells.size(); ++n)
+    cells[n] = (n * 2654435761u >> 7) % 3 == 0 ? static_cast<char>(1 + n % 255) : 0;
 
   Mask mask;
   mask.queries = kQueries;

@@ -65,13 +65,15 @@ struct Plan {
 
 template <class T>
 Plan<T> plan_of(const Problem& problem) {
-  double size = problem.scale < 0 ? -problem.scale : problem.scale;
+  // A scale that T cannot tell from 0 makes all scores 0; one beyond T's range is T's largest.
+  double size = std::min(std::abs(problem.scale), double{std::numeric_limits<T>::max()} / 2);
+  bool none = size * kLog2e < double{std::numeric_limits<T>::min()};
   const Facts& f = problem.facts;
-  return {static_cast<T>((size == 0 ? 1 : size) * kLog2e),
-          static_cast<T>(problem.scale < 0   ? -1
-                         : problem.scale > 0 ? 1
-                                             : 0),
-          size == 0 ? 1 : size,
+  return {static_cast<T>((none ? 1 : size) * kLog2e),
+          static_cast<T>(none                ? 0
+                         : problem.scale < 0 ? -1
+                                             : 1),
+          none ? 1 : size,
           f.entropy || f.saturation || f.flow,
           f.distance != nullptr,
           f.top};
@@ -155,6 +157,40 @@ struct Sums {
   }
 };
 
+// A dot product over a long width is summed span by span: one chain over 1024 products would lose
+// three times as much to rounding.
+constexpr int64_t kSpan = 128;
+
+template <class T, int NV>
+inline void add_products(const T* q, const T* const (&row)[kAtOnce<NV>], int64_t begin, int64_t end,
+                         Vec<T> (&acc)[kAtOnce<NV>][NV]) {
+  using V = Vec<T>;
+  constexpr int kStep = NV * Lanes<T>::n;
+  q += begin * kStep;
+  for (int64_t d = begin; d < end; ++d, q += kStep) {
+    V lanes[NV];
+    for (int v = 0; v < NV; ++v) lanes[v] = load(q + v * Lanes<T>::n);
+#pragma GCC unroll 8
+    for (int r = 0; r < kAtOnce<NV>; ++r) {
+      V k = spread(row[r][d]);
+#pragma GCC unroll 3
+      for (int v = 0; v < NV; ++v) acc[r][v] = fma(k, lanes[v], acc[r][v]);
+    }
+  }
+}
+
+// Apart from the loop above, whose accumulators must stay in registers.
+template <class T, int NV>
+[[gnu::noinline]] void add_long_products(const T* q, const T* const (&row)[kAtOnce<NV>],
+                                         int64_t width, Vec<T> (&sum)[kAtOnce<NV>][NV]) {
+  for (int64_t d = 0; d < width; d += kSpan) {
+    Vec<T> part[kAtOnce<NV>][NV]{};
+    add_products<T, NV>(q, row, d, std::min(width, d + kSpan), part);
+    for (int r = 0; r < kAtOnce<NV>; ++r)
+      for (int v = 0; v < NV; ++v) sum[r][v] += part[r][v];
+  }
+}
+
 // Dot products of kAtOnce keys with the group's queries, in registers, then handed to `take`.
 template <class T, int NV, bool kMasked, class Take>
 inline void score_keys(const Queries<T>& g, const Tile<T>& tile, int64_t width, int key,
@@ -169,17 +205,10 @@ inline void score_keys(const Queries<T>& g, const Tile<T>& tile, int64_t width, 
 #pragma GCC unroll 8
   for (int r = 0; r < kKeys; ++r)
     for (int v = 0; v < NV; ++v) acc[r][v] = V{};
-  const T* q = g.q;
-  for (int64_t d = 0; d < width; ++d, q += kStep) {
-    V lanes[NV];
-    for (int v = 0; v < NV; ++v) lanes[v] = load(q + v * Lanes<T>::n);
-#pragma GCC unroll 8
-    for (int r = 0; r < kKeys; ++r) {
-      V k = spread(row[r][d]);
-#pragma GCC unroll 3
-      for (int v = 0; v < NV; ++v) acc[r][v] = fma(k, lanes[v], acc[r][v]);
-    }
-  }
+  if (width <= kSpan)
+    add_products<T, NV>(g.q, row, 0, width, acc);
+  else
+    add_long_products<T, NV>(g.q, row, width, acc);
 #pragma GCC unroll 8
   for (int r = 0; r < kKeys; ++r)
     for (int v = 0; v < NV; ++v) {
@@ -299,7 +328,8 @@ void watch_top(const Queries<T>& g, const Tile<T>& tile, int64_t top, const T* s
   const T* last = g.top + (top - 1) * g.lanes + at;
   for (int key = tile.low; key < tile.high; ++key) {
     Ranked<T> x;
-    x.score = load(scores + key * g.lanes + at);
+    Vec<T> score_here = load(scores + key * g.lanes + at);
+    x.score = score_here == score_here ? score_here : spread(-kNothing<T>);  // NaN comes first
     if (!any(x.score > (kTop ? list[std::max(0, kTop - 1)].score : load(last)))) continue;
     x.key = static_cast<typename L::Word>(tile.first + key) - typename L::M{};
     if constexpr (kTop == 0) {
@@ -315,10 +345,10 @@ void watch_top(const Queries<T>& g, const Tile<T>& tile, int64_t top, const T* s
 
 template <class T, int NV>
 void watch_top(const Queries<T>& g, const Tile<T>& tile, int64_t top, const T* scores,
-               const Vec<T>* best) {
+               const Vec<T>* best, const Vec<T>* sum) {
   for (int v = 0; v < NV; ++v) {
     int at = v * Lanes<T>::n;
-    if (!any(best[v] > load(g.top + (top - 1) * g.lanes + at))) continue;
+    if (!any((best[v] > load(g.top + (top - 1) * g.lanes + at)) | (sum[v] != sum[v]))) continue;
     switch (top) {
       case 1:
         watch_top<T, 1>(g, tile, top, scores, at);
@@ -424,7 +454,7 @@ void step(Queries<T>& g, const Tile<T>& tile, const Plan<T>& plan, const Problem
         store(b.weights + key * kStep + v * L::n, sums.weigh(s, v));
       }
   }
-  if (plan.top) watch_top<T, NV>(g, tile, plan.top, b.scores, best);
+  if (plan.top) watch_top<T, NV>(g, tile, plan.top, b.scores, best, sums.sum);
   sums.end(g, b.alpha, b.moved);
   for (int v = 0; v < NV; ++v) {
     T* most = state + kMax * kStep + v * L::n;

@@ -308,6 +308,7 @@ void walk_chunk(Walk<T>& walk, Queries<T>* groups, int64_t chunk, const Room<T>&
   Range keys{std::max(walk.seen.start / kTile * kTile, chunk * kChunk),
              std::min(walk.seen.stop, (chunk + 1) * kChunk)};
   for (int64_t first = keys.start; first < keys.stop; first += kTile) {
+    if (walk.plan.top > kTile && stopping()) return;  // long lists make long tiles
     int count = static_cast<int>(std::min<int64_t>(kTile, problem.keys - first));
     Tile<T> tile{};
     int checked = -1;

@@ -96,6 +96,7 @@ OPTIONS = {
     "scale": {"scale": 0.3},
     "negative scale": {"scale": -1.0},
     "scale 0": {"scale": 0.0},
+    "scale below float32": {"scale": 1e-200},
     "softcap": {"softcap": 1.5},
     "bias": {"bias": rng.standard_normal((4, 1, 70)).astype(np.float32)},
     "whole bias": {"bias": rng.standard_normal((2, 4, 33, 70)).astype(np.float32)},

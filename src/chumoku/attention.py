@@ -128,7 +128,7 @@ def attention(
     for open_one in recordings:
         block = partial(
             weights,
-            query,
+            guest.spread(query, call.query.shape),
             key,
             mask=mask,
             bias=bias,
@@ -451,7 +451,8 @@ class _Guest:
 
     def _view(self, name: str, tensor: Any) -> NDArray[Any]:
         torch = self.torch
-        if tensor.requires_grad and torch.is_grad_enabled():
+        tangent = torch.autograd.forward_ad.unpack_dual(tensor).tangent
+        if tangent is not None or (tensor.requires_grad and torch.is_grad_enabled()):
             raise UnavailableError(
                 name,
                 got="a tensor that requires a gradient",
@@ -461,10 +462,25 @@ class _Guest:
         if tensor.device.type != "cpu" or tensor.layout != torch.strided:
             got = f"a {tensor.layout} tensor on {tensor.device}"
             raise UnavailableError(name, got, "a dense tensor on the CPU", "Move it with .cpu().")
-        tensor = tensor.detach().resolve_neg()
-        if tensor.dtype == torch.bfloat16:
-            return np.asarray(tensor.view(torch.int16).numpy().view(_bfloat16(name)))
-        return np.asarray(tensor.numpy())
+        try:
+            tensor = tensor.detach().resolve_neg()
+            if tensor.dtype == torch.bfloat16:
+                return np.asarray(tensor.view(torch.int16).numpy().view(_bfloat16(name)))
+            return np.asarray(tensor.numpy())
+        except (RuntimeError, TypeError) as error:
+            if isinstance(error, UnavailableError):
+                raise
+            # A functorch transform, a meta tensor, a dtype that NumPy does not know.
+            reason = str(error).split("\n")[0]
+            raise UnavailableError(
+                name, f"a tensor without plain memory ({reason})", "a plain CPU tensor"
+            ) from None
+
+    def spread(self, array: Any, shape: tuple[int, ...]) -> Any:
+        """The caller's array with the leading axes of the whole call, nothing copied."""
+        if array.ndim == 2 and len(shape) == 3:
+            return array
+        return np.broadcast_to(array, shape) if self.torch is None else array.expand(shape)
 
     def back(self, array: NDArray[Any]) -> Array:
         """An array of ours as one of the caller's kind."""

@@ -8,7 +8,7 @@ from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import Any
 
-from chumoku.errors import InvalidArgumentError, UnavailableError
+from chumoku.errors import InvalidArgumentError, InvalidTypeError, UnavailableError
 from chumoku.mask import Shape
 from chumoku.statistics import Statistics, Watch
 
@@ -119,6 +119,8 @@ def recording(watch: Watch | None = None, *, inputs: bool = False) -> Iterator[R
         Filled call by call. Recordings may be nested: each gets every call made inside it.
         Threads started inside the block do not report to it.
     """
+    if watch is not None and not isinstance(watch, Watch):
+        raise InvalidTypeError("watch", repr(watch), "Watch(top=8, entropy=True, ...)")
     seen = Recording(Watch() if watch is None else watch, inputs)
     token = _open.set((*_open.get(), seen))
     try:
