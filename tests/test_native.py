@@ -261,3 +261,17 @@ def test_recorded_weights_have_the_batch_that_only_the_values_bring():
     with chumoku.recording(inputs=True) as seen:
         attention(query, key, np.ones((3, 2, 6, 8), np.float32), mask=chumoku.Lengths([1, 2, 3]))
     assert np.array_equal((seen[0].weights()[:, 0, 0] > 0).sum(-1), [1, 2, 3])
+
+
+@pytest.mark.parametrize("isa", _native.instruction_sets())
+def test_a_reference_that_moves_takes_everything_with_it(isa):
+    """Scores that grow from tile to tile: what was summed before is scaled down each time."""
+    assert _native.set_instruction_set(isa)
+    query, key, value = arrays(queries=9, keys=700, width=8)
+    key = key + np.linspace(0, 6, 700, dtype=np.float32)[:, None] * np.sign(query[:1, :2, :1])
+    output, seen = native(query, key, value, watch=WATCH)
+    wanted, facts = attention(query, key, value, watch=WATCH, kernel="reference")
+    assert np.abs(output - wanted).max() < 2e-5
+    for name in ("lse", "entropy", "saturation", "flow", "top_weights"):
+        assert np.abs(getattr(seen, name) - getattr(facts, name)).max() < 1e-4, name
+    assert np.abs(seen.distance / facts.distance - 1).max() < 1e-4
