@@ -21,14 +21,14 @@ from numpy.typing import NDArray
 
 from chumoku.errors import InvalidArgumentError, InvalidTypeError
 
-# The header of an array, as NumPy writes it (numpy.lib.format, version 1.0); nothing is evaluated.
+# The header of an array, as NumPy writes it (numpy.lib.format, version 1.0), with up to 64 axes;
+# nothing is evaluated.
 _HEADER = re.compile(
     rb"\{'descr': '(<f4|<f8|<i8)', 'fortran_order': False, "
-    rb"'shape': \(((?:[0-9]{1,19}, )*[0-9]{1,19},?|)\), \} *\n"
+    rb"'shape': \(((?:[0-9]{1,19}, ){0,63}[0-9]{1,19},?|)\), \} *\n"
 )
 _MAGIC = b"\x93NUMPY\x01\x00"
 _MOST_ARRAYS = 1000
-_MOST_AXES = 64
 _DTYPES = ("float32", "float64", "int64")
 # All that the zip reader raises over a damaged file.
 _BROKEN = (
@@ -182,7 +182,7 @@ def _array(file: Path, name: str, data: bytes) -> NDArray[Any]:
         raise _bad(file, got, "one of float32, float64 or int64 numbers")
     dtype = np.dtype(header[1].decode())
     shape = tuple(int(n) for n in header[2].split(b",") if n.strip())
-    if len(data) - start != prod(shape) * dtype.itemsize or len(shape) > _MOST_AXES:
+    if len(data) - start != prod(shape) * dtype.itemsize:
         got = f"{name}: {len(data) - start} bytes"
         raise _bad(file, got, f"{prod(shape) * dtype.itemsize}, for {dtype} of shape {shape}")
     numbers = np.frombuffer(data, dtype, offset=start)

@@ -178,7 +178,7 @@ def _joined(a: _Shard, b: _Shard) -> tuple[Reals, Facts]:
     output = _rounded(mix.one[..., None] * wide[0] + mix.other[..., None] * wide[1], a.output.dtype)
     # Nothing times NaN is NaN: what is not finite is felt even by a row without weights.
     for kept, gone in ((a, b), (b, a)):
-        blind: Reals = np.isneginf(gone.facts["lse"])
+        blind = np.asarray(np.isneginf(gone.facts["lse"]))
         alone = blind[..., None] & np.isfinite(gone.output)
         output = np.where(alone, kept.output, output)
     return output, {name: facts[name] for name in a.facts}

@@ -322,13 +322,13 @@ class Statistics:
         """
         arrays = read_arrays(path)
         version = arrays.pop(_FORMAT, None)
-        if version is None or version.shape != () or version != _VERSION:
-            raise InvalidArgumentError(
-                "path",
-                got=f"{str(path)!r}, of {'another kind' if version is None else 'another version'}",
-                expected=f"statistics that Statistics.save wrote, version {_VERSION}",
-                cure="A later version of chumoku may have written it." if version else "",
-            )
+        expected = f"statistics that Statistics.save wrote, version {_VERSION}"
+        if version is None:
+            raise InvalidArgumentError("path", f"{str(path)!r}, of another kind", expected)
+        if version.shape != () or version != _VERSION:
+            cure = "A later version of chumoku may have written it."
+            got = f"{str(path)!r}, of another version"
+            raise InvalidArgumentError("path", got, expected, cure)
         check_facts(arrays)
         return unflatten(arrays)
 
@@ -342,7 +342,12 @@ def _thaw(facts: dict[str, Array]) -> Statistics:
 
 _HALVES = ("picture_mean", "picture_most")
 _BY_ROW = ("top_keys", "top_weights", "group_mass")  # one axis more than a row has
-_TOGETHER = (("top_keys", "top_weights"), ("received", "received_share"), _HALVES)
+_TOGETHER = (
+    ("saturation", "flow"),
+    ("top_keys", "top_weights"),
+    ("received", "received_share"),
+    _HALVES,
+)
 
 
 def flatten(seen: Statistics) -> dict[str, Array]:
