@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from chumoku.arrays import FLOATS, Guest, Wanted, guest_of
-from chumoku.errors import InvalidArgumentError, InvalidTypeError, UnavailableError
+from chumoku.errors import InvalidArgumentError, InvalidTypeError, UnavailableError, shown
 from chumoku.statistics import FACTS, Array, Statistics, check_facts, flatten, unflatten
 
 Pair = tuple[Array, Statistics]
@@ -72,7 +72,7 @@ def merge(a: Pair, b: Pair, *, over: str = "keys") -> Pair:
         received or picture over keys.
     """
     if over not in ("keys", "queries"):
-        raise InvalidArgumentError("over", repr(over)[:80], "'keys' or 'queries'")
+        raise InvalidArgumentError("over", shown(over), "'keys' or 'queries'")
     one, other = _shard("a", a), _shard("b", b)
     if over == "keys":
         for name, shard in (("a", one), ("b", other)):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import reprlib
 from dataclasses import dataclass
 from os import PathLike
 from typing import Any, NoReturn
@@ -11,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from chumoku.archive import read_arrays, write_arrays
-from chumoku.errors import InvalidArgumentError, InvalidTypeError, UnavailableError
+from chumoku.errors import InvalidArgumentError, InvalidTypeError, UnavailableError, shown
 
 Array = Any  # an array of the caller's kind: NumPy in, NumPy out; torch in, torch out
 
@@ -66,16 +65,16 @@ class Watch:
 
     def __post_init__(self) -> None:
         if not _is_whole(self.top):
-            raise InvalidTypeError("top", _brief(self.top), "a whole number of keys")
+            raise InvalidTypeError("top", shown(self.top), "a whole number of keys")
         if not 0 <= self.top <= MOST_TOP:
-            got = _brief(self.top)
+            got = shown(self.top)
             cure = "weights() gives whole rows." if self.top > 0 else ""
             raise InvalidArgumentError("top", got, f"0 or more keys, up to {MOST_TOP:,}", cure)
         object.__setattr__(self, "top", int(self.top))
         for name in ("entropy", "saturation", "distance", "received"):
             asked = getattr(self, name)
             if not isinstance(asked, (bool, np.bool_)):
-                raise InvalidTypeError(name, _brief(asked), "True or False")
+                raise InvalidTypeError(name, shown(asked), "True or False")
             object.__setattr__(self, name, bool(asked))
         if self.groups is not None:
             object.__setattr__(self, "groups", _groups(self.groups))
@@ -124,14 +123,6 @@ def _is_whole(number: object) -> bool:
     return isinstance(number, (int, np.integer)) and not isinstance(number, bool)
 
 
-def _brief(value: object) -> str:
-    """What came, in few words."""
-    try:
-        return reprlib.repr(value)
-    except ValueError:  # Python writes no whole number of more than 4300 digits
-        return f"a number of {type(value).__name__} too long to show"
-
-
 def _groups(given: object) -> NDArray[np.int64]:
     """The group of each key, checked, as an array of its own that cannot be written."""
     expected = "one whole number for each key"
@@ -140,7 +131,7 @@ def _groups(given: object) -> NDArray[np.int64]:
     try:
         groups = np.asarray(given)
     except (TypeError, ValueError, OverflowError, RuntimeError, AttributeError) as error:
-        got = f"{_brief(given)}, which makes no array ({str(error)[:80]})"
+        got = f"{shown(given)}, which makes no array ({str(error)[:80]})"
         raise InvalidTypeError("groups", got, expected) from None
     nothing = groups.shape == (0,)
     if groups.ndim != 1 or (groups.dtype.kind not in "iu" and not nothing):
@@ -168,8 +159,10 @@ def _picture(given: object) -> tuple[int, int]:
         rows, columns = size
         if 1 <= rows <= MOST_CELLS and 1 <= columns <= MOST_CELLS:
             return int(rows), int(columns)
-    expected = f"(rows, columns), both from 1 to {MOST_CELLS}"
-    raise InvalidArgumentError("picture", _brief(given), expected)
+    got = shown(given)
+    if isinstance(size, (tuple, list)) and len(size) <= 4:
+        got = f"({', '.join(map(shown, size))})"
+    raise InvalidArgumentError("picture", got, f"(rows, columns), both from 1 to {MOST_CELLS}")
 
 
 # Each fact, and the option of Watch (or of attention) that brings it.
@@ -270,7 +263,7 @@ class Statistics:
         in the whole.
         """
         if not _is_whole(first):
-            raise InvalidTypeError("first", _brief(first), "a whole number, the place of key 0")
+            raise InvalidTypeError("first", shown(first), "a whole number, the place of key 0")
         facts = self.facts()
         if "top_keys" in facts:
             keys = facts["top_keys"]
@@ -279,7 +272,7 @@ class Statistics:
             low, high = int(places.min(initial=2**63 - 1)), int(places.max(initial=0))
             if not -low <= first < 2**63 - high:
                 expected = f"{-low} or more, and no place of a key beyond 64 bits"
-                raise InvalidArgumentError("first", _brief(first), expected)
+                raise InvalidArgumentError("first", shown(first), expected)
             # keys >> 63 is -1 for the -1 of no key, and 0 for every other: no kind of array is
             # asked for more than whole numbers.
             facts["top_keys"] = keys + int(first) * (1 + (keys >> 63))
@@ -356,7 +349,7 @@ def flatten(seen: Statistics) -> dict[str, Array]:
     if "picture" in facts:
         picture = facts.pop("picture")
         if not isinstance(picture, tuple) or len(picture) != 2:
-            raise InvalidTypeError("picture", _brief(picture), "a pair of arrays, mean and largest")
+            raise InvalidTypeError("picture", shown(picture), "a pair of arrays, mean and largest")
         facts |= dict(zip(_HALVES, picture, strict=True))
     return facts
 
