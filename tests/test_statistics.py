@@ -129,7 +129,7 @@ def test_watching_nothing_gives_lse_and_max_logit():
         (
             {"picture": (3,)},
             InvalidArgumentError,
-            r"picture: got \(3,\), expected \(rows, columns\)",
+            r"picture: got \(3\), expected \(rows, columns\)",
         ),
         ({"picture": (0, 3)}, InvalidArgumentError, "picture"),
         ({"picture": 5}, InvalidArgumentError, "picture: got 5"),
