@@ -4,6 +4,7 @@ from chumoku.attention import attention, weights
 from chumoku.dropout import Dropout
 from chumoku.errors import ChumokuError, InvalidArgumentError, InvalidTypeError, UnavailableError
 from chumoku.mask import Causal, Cells, Chunks, Custom, Documents, Lengths, Mask, Prefix, Window
+from chumoku.merge import merge, with_sinks
 from chumoku.multihead import Cache, MultiHeadAttention
 from chumoku.record import Recording, label, recording
 from chumoku.statistics import Statistics, Watch
@@ -32,8 +33,10 @@ __all__ = [
     "Window",
     "attention",
     "label",
+    "merge",
     "recording",
     "steps",
     "weights",
+    "with_sinks",
 ]
 __version__ = "0.1.0"
