@@ -209,15 +209,15 @@ class Pool {
       while (static_cast<int>(threads_.size()) < helpers) {
         int index = static_cast<int>(threads_.size());
         threads_.emplace_back([this, index] { help(index); });
+#if defined(__linux__)
+        pthread_setname_np(threads_.back().native_handle(), "chumoku");
+#endif
       }
     } catch (const std::exception&) {
     }
   }
 
   [[noreturn]] void help(int index) {
-#if defined(__linux__)
-    pthread_setname_np(pthread_self(), "chumoku");
-#endif
     Cpus mine;
     uint64_t seen = 0;
     for (;;) {
