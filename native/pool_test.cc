@@ -62,6 +62,18 @@ struct OutOfMemory : std::bad_alloc {
   explicit OutOfMemory(const char*) {}
 };
 
+// A call that ends when every one of its threads has come.
+bool all_come(int threads) {
+  std::atomic<int> come{0};
+  return parallel(
+      threads, threads,
+      [&](int64_t, int) {
+        ++come;
+        while (come < threads) std::this_thread::yield();
+      },
+      never);
+}
+
 // A body that lasts until it is to stop, without looking at the clock for it.
 void until_stopped(int64_t, int) {
   while (!stopping()) std::this_thread::yield();
@@ -238,7 +250,7 @@ std::vector<std::string> helpers() {
 void few_and_quiet() {
   // In a child that has no pool yet: threads are made as they are wanted, and used again.
   CHECK(child_does([] {
-    bool fine = each_once(8, 3) && helpers().size() == 2;
+    bool fine = all_come(3) && helpers().size() == 2;
     std::vector<std::thread> callers;
     for (int n = 0; n < 6; ++n) callers.emplace_back([] { each_once(64, 3); });
     for (std::thread& caller : callers) caller.join();
