@@ -42,7 +42,7 @@ def set_threads(count: int | None) -> None:
         return
     cure = "None chooses automatically."
     if isinstance(count, bool) or not isinstance(count, (int, np.integer)):
-        kind = f"{count!r:.60} of type {type(count).__name__}"
+        kind = f"a value of type {type(count).__name__}"
         raise InvalidTypeError("count", kind, f"a whole number from 1 to {MOST}", cure)
     if not 1 <= count <= MOST:
         # Python refuses to write out integers of thousands of digits.
