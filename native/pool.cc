@@ -59,12 +59,17 @@ struct Cpus {
 struct Job {
   const Body& body;
   const int64_t items;
+  const bool shared;  // with other threads
+  const unsigned begun_in = forks;
   std::atomic<int64_t> next{0};
   std::atomic<bool> stop{false};
   std::atomic<bool> failed{false};
   std::atomic<int> inside{0};
   std::exception_ptr failure{};  // its writer set `failed` first; read when nobody is inside
   bool interrupted = false;      // the calling thread's own
+
+  // In a child that was forked off inside the call, where the other threads are no more.
+  bool lost() const { return shared && forks != begun_in; }
 
   void fail() {
     if (!failed.exchange(true)) failure = std::current_exception();
@@ -92,8 +97,7 @@ class Within {
 [[noreturn]] void lose() {
   throw std::runtime_error(
       "the process was forked inside this call, by a signal handler or a mask's function: the "
-      "child "
-      "has not the threads that shared the work, and cannot end the call");
+      "child has not the threads that shared the work, and cannot end the call");
 }
 
 // `idle` may run a signal handler, and that may come back to parallel(): as a call of its own.
@@ -108,6 +112,7 @@ void poll() {
   } catch (...) {
     mine.job->fail();
   }
+  if (mine.job->lost()) mine.job->stop = true;
   Clock::time_point ended = Clock::now();
   mine.due = ended + std::clamp(10 * (ended - begun), kPoll, kPollRarely);
   here = mine;
@@ -177,10 +182,9 @@ class Pool {
     wake_.notify_all();
   }
 
-  // Waits for the helpers inside and keeps polling. Throws in a child that was forked off
-  // meanwhile, where they are no more.
-  void finish(Job& job, unsigned begun_in) {
-    if (forks != begun_in) lose();
+  // Waits for the helpers inside and keeps polling.
+  void finish(Job& job) {
+    if (job.lost()) lose();
     {
       std::lock_guard<std::mutex> guard(lock_);
       job_ = nullptr;
@@ -196,7 +200,7 @@ class Pool {
         done_.wait_for(guard, kPoll, [&] { return job.inside.load() == 0; });
       }
       poll();
-      if (forks != begun_in) lose();
+      if (job.lost()) lose();
     }
   }
 
@@ -324,20 +328,10 @@ bool host_serves(int threads) {
   return one && !one->inside() && one->most() == threads;
 }
 
-struct Team {
-  Job& job;
-  const unsigned begun_in = forks;
-
-  void check() const {
-    if (forks != begun_in) lose();
-  }
-};
-
 // One thread's part. The runtime's barrier cannot poll: the caller waits here for those inside. Who
 // comes after that finds no item left.
 void take_part(void* data) {
-  const Team& team = *static_cast<const Team*>(data);
-  Job& job = team.job;
+  Job& job = *static_cast<Job*>(data);
   int worker = host()->worker();
   if (worker != 0) {
     job.inside.fetch_add(1);
@@ -350,7 +344,7 @@ void take_part(void* data) {
   work(job, 0);
   auto begun = Clock::now();
   while (job.inside.load(std::memory_order_acquire) != 0) {
-    team.check();
+    if (job.lost()) lose();
     if (Clock::now() - begun < kSpin) {
       relax();
     } else {
@@ -358,7 +352,7 @@ void take_part(void* data) {
       poll();
     }
   }
-  team.check();  // a child would wait at the barrier for ever
+  if (job.lost()) lose();  // it would wait at the barrier for ever
 }
 
 }  // namespace
@@ -393,19 +387,18 @@ void beside_host(bool now) { beside = now; }
 bool stopping() { return here.job && ask(); }
 
 bool parallel(int64_t items, int threads, const Body& body, const Idle& idle) {
-  Job job{body, items};
-  Team team{job};
   int helpers = static_cast<int>(std::min<int64_t>(threads, items)) - 1;
   Pool* shared = helpers > 0 ? &the_pool() : nullptr;
   if (shared && !shared->try_enter()) shared = nullptr;
+  Job job{body, items, shared != nullptr};
   {
     Within call(job, idle);
     if (shared && host_serves(threads)) {
-      host()->run(take_part, &team, static_cast<unsigned>(threads), 0);
+      host()->run(take_part, &job, static_cast<unsigned>(threads), 0);
     } else {
       if (shared) shared->start(job, helpers);
       work(job, 0);
-      if (shared) shared->finish(job, team.begun_in);
+      if (shared) shared->finish(job);
     }
   }
   if (shared) shared->leave();
