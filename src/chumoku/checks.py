@@ -80,8 +80,25 @@ def memory_of(name: str, value: Any) -> NDArray[Any] | None:
         raise UnavailableError(name, got, "an array in main memory") from error
 
 
+def array_of(name: str, value: Any, expected: str) -> NDArray[Any]:
+    """`memory_of`, and of what is no array whatever NumPy makes: of numbers, of nested lists."""
+    array = memory_of(name, value)
+    if array is not None:
+        return array
+    try:
+        return np.asarray(value)
+    except MemoryError:
+        raise
+    except Exception as error:  # ragged lists, and whatever a foreign __array__ raises
+        raise InvalidTypeError(name, shown(value), expected) from error
+
+
 def _tensor(name: str, tensor: Any) -> NDArray[Any]:
-    layout = str(tensor.layout)
+    torch, layout = sys.modules["torch"], str(tensor.layout)
+    if tensor.requires_grad and torch.is_grad_enabled():
+        got, expected = "a tensor that requires a gradient", "one that does not"
+        cure = "Call inside torch.no_grad(), or pass tensor.detach()."
+        raise UnavailableError(name, got, expected, cure)
     if tensor.device.type != "cpu" or layout != "torch.strided":
         got = f"a {layout} tensor on {tensor.device}"
         cure = "Move it with .cpu(), or .to_dense()."

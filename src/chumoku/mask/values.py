@@ -8,32 +8,19 @@ from math import prod
 from typing import Any, Literal
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 
-from chumoku.checks import memory_of, shown, whole
+from chumoku.checks import array_of, shown, whole
 from chumoku.errors import InvalidArgumentError, InvalidTypeError
 from chumoku.mask.base import All, Any_, Mask
 from chumoku.mask.lowered import Asked, Lowered, Runs, band, documents, flat
 from chumoku.mask.shape import FARTHEST, Bools, Ints, Shape, broadcast
 
 
-def _array(argument: str, values: Any, expected: str) -> NDArray[Any]:
-    """Arrays of any kind, and what NumPy makes one of: numbers, nested lists."""
-    array = memory_of(argument, values)
-    if array is not None:
-        return array
-    try:
-        return np.asarray(values)
-    except MemoryError:
-        raise
-    except Exception as error:  # ragged lists, and whatever a foreign __array__ raises
-        raise InvalidTypeError(argument, shown(values), expected) from error
-
-
 def _integers(argument: str, values: Any, least: int = -(2**63), most: int = 2**63 - 1) -> Ints:
     """A read-only int64 copy of whole numbers within bounds."""
     expected = "whole numbers"
-    array = _array(argument, values, expected)
+    array = array_of(argument, values, expected)
     # Of numbers beyond 64 bits NumPy makes objects; the bounds then say what is wrong.
     made = array.dtype == object and not isinstance(values, np.ndarray)
     beyond = made and all(type(number) is int for number in array.flat)
@@ -319,7 +306,7 @@ class Custom(Mask):
         b = np.arange(prod(shape.batch)).reshape(*shape.batch, 1, 1, 1)
         h = np.arange(shape.heads).reshape(-1, 1, 1)
         given = self.function(b, h, rows[:, None], keys)
-        answer = _array("function", given, "booleans from the mask function")
+        answer = array_of("function", given, "booleans from the mask function")
         if answer.dtype != np.bool_:
             raise InvalidTypeError("function", f"{answer.dtype} from the mask function", "booleans")
         return broadcast(answer, (*shape.batch, shape.heads, rows.size, keys.size), "function")
