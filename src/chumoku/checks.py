@@ -1,9 +1,11 @@
-"""What callers give, checked in one way: whole numbers, numbers, and arrays of any kind."""
+"""What callers give, checked in one way: numbers, paths, and arrays of any kind."""
 
 from __future__ import annotations
 
 import sys
 from math import inf, isfinite
+from os import fsencode
+from pathlib import Path
 from reprlib import Repr
 from typing import Any
 
@@ -54,6 +56,23 @@ def number(name: str, value: object, above: float = -inf) -> float:
     if not isfinite(found) or found <= above:
         raise InvalidArgumentError(name, shown(found), expected)
     return found
+
+
+def path_of(name: str, value: Any) -> Path:
+    """A path that a file may have."""
+    try:
+        path = Path(value)
+    except MemoryError:
+        raise
+    except Exception as error:  # __fspath__ may raise anything
+        raise InvalidTypeError(name, shown(value), "a path, or a str that is one") from error
+    try:
+        fits = b"\0" not in fsencode(path)
+    except ValueError:  # half a surrogate pair
+        fits = False
+    if not fits:
+        raise InvalidArgumentError(name, shown(str(path)), "a path that a file may have")
+    return path
 
 
 def memory_of(name: str, value: Any) -> NDArray[Any] | None:
