@@ -151,8 +151,7 @@ struct Item {
     int64_t per_head = (p.rows + rows - 1) / rows, group = p.heads / p.kv_heads;
     head = index / per_head;
     int64_t first = index % per_head * rows, h = head % p.heads;
-    panel = {head / p.heads, h / group, h % group * p.rows + first,
-             std::min(rows, p.rows - first)};
+    panel = {head / p.heads, h / group, h % group * p.rows + first, std::min(rows, p.rows - first)};
     const Totals& t = p.totals;
     int64_t keys = t.received ? p.keys : 0;
     if (t.cell_sum) {
