@@ -3,6 +3,7 @@
 
     python3 run.py look "その猫は可愛い"  where a real model looks; also explain, trap, heads, info
     python3 run.py test [options]         every check of the project; with options, pytest alone
+    python3 run.py test --extended [part] that, then what wants system packages; or only the parts
     python3 run.py bench [options]        benchmarks/run.py
     python3 run.py lint [--fix]           lint, format, import contracts, types
 
@@ -451,8 +452,13 @@ def attach(command: "list[Any]") -> int:
 
 
 def test(options: "list[str]") -> int:
-    """Every check; with options, pytest alone."""
+    """Every check; with options, pytest alone; with --extended, parts of tests/extended.py."""
     pytest = [python(), "-m", "pytest"]
+    if options[:1] == ["--extended"]:
+        # Without names: every check, then all parts.
+        code = 0 if options[1:] else test([])
+        with lock():  # it uses the build folders
+            return attach([python(), ROOT / "tests" / "extended.py", *options[1:]]) or code
     if options:
         return attach([*pytest, *options])
     failed: list[str] = []

@@ -17,17 +17,27 @@ struct Isa {
   bool here;
 };
 
+// Best first. Each is here only when the machine has all that CMakeLists.txt compiles it with.
 const std::vector<Isa>& isas() {
+#if defined(__x86_64__)
+  static const bool avx2_here = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
+                                __builtin_cpu_supports("f16c");
+#endif
   static const std::vector<Isa> all = {
 #if defined(__x86_64__)
-    {&avx512::table_f32, &avx512::table_f64,
-     __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-         __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq")},
-    {&avx2::table_f32, &avx2::table_f64,
-     __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
-         __builtin_cpu_supports("f16c")},
+      {&avx512::table_f32, &avx512::table_f64,
+       __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+           __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq") && avx2_here},
+      {&avx2::table_f32, &avx2::table_f64, avx2_here},
+#if defined(CHUMOKU_LOWERED)
+      {&avx512_on_avx2::table_f32, &avx512_on_avx2::table_f64, avx2_here},
 #endif
-    {&baseline::table_f32, &baseline::table_f64, true},
+#endif
+#if defined(__aarch64__)
+      {&neon::table_f32, &neon::table_f64, true},
+#else
+      {&baseline::table_f32, &baseline::table_f64, true},
+#endif
   };
   return all;
 }
@@ -38,12 +48,8 @@ const Isa& isa() {
   const Isa* now = chosen.load();
   if (!now) {
     const char* asked = std::getenv("CHUMOKU_ISA");
-    if (!asked || !set_instruction_set(asked))
-      for (const Isa& one : isas())
-        if (one.here) {
-          chosen = &one;
-          break;
-        }
+    std::string name = asked && *asked ? asked : instruction_sets().front();
+    if (!set_instruction_set(name)) throw UnknownInstructionSet(name);
     now = chosen.load();
   }
   return *now;
@@ -223,6 +229,12 @@ std::vector<std::string> instruction_sets() {
   for (const Isa& one : isas())
     if (one.here) names.push_back(one.f32->name);
   return names;
+}
+
+bool knows_instruction_set(const std::string& name) {
+  for (const Isa& one : isas())
+    if (name == one.f32->name) return true;
+  return false;
 }
 
 std::string instruction_set() { return isa().f32->name; }

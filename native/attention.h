@@ -4,6 +4,7 @@
 
 #include <cstdint>
 #include <functional>
+#include <stdexcept>
 #include <string>
 #include <vector>
 
@@ -119,5 +120,11 @@ bool weights(const Problem& problem, const Block& block, int threads,
 std::vector<std::string> instruction_sets();
 std::string instruction_set();
 bool set_instruction_set(const std::string& name);
+bool knows_instruction_set(const std::string& name);  // whether this machine can run it or not
+
+// Thrown by whatever needs an instruction set first, when CHUMOKU_ISA names none of the above.
+struct UnknownInstructionSet : std::invalid_argument {
+  using std::invalid_argument::invalid_argument;  // what() is the name
+};
 
 }  // namespace chumoku

@@ -343,11 +343,7 @@ void run_weights() {
 }  // namespace
 
 int main() {
-  const char* asked = std::getenv("CHUMOKU_ISA");
-  if (asked && instruction_set() != asked) {
-    std::printf("this machine lacks %s\n", asked);
-    return 77;  // skipped, as ctest counts it
-  }
+  if (int code = test::lacks_instruction_set()) return code;
   const Sizes all[] = {
       {1, 1, 1, 1, 1, 1, 1},      {2, 4, 2, 7, 13, 5, 3},      {1, 2, 1, 37, 129, 64, 64},
       {1, 8, 8, 50, 100, 65, 70}, {2, 2, 2, 30, 2100, 16, 24}, {1, 4, 1, 1, 3000, 128, 128},

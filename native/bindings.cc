@@ -293,6 +293,21 @@ void run_weights(nb::handle query, nb::handle key, nb::handle lse, nb::handle ou
   without_gil([&] { return weights(inputs.problem, block, threads(), interrupted); });
 }
 
+// Of the library's errors only this one is raised here: the environment is read here.
+void raise_unknown(const std::exception_ptr& thrown, void*) {
+  try {
+    std::rethrow_exception(thrown);
+  } catch (const UnknownInstructionSet& unknown) {
+    std::string here;
+    for (const std::string& name : instruction_sets()) here += (here.empty() ? "" : ", ") + name;
+    nb::object type = nb::module_::import_("chumoku.errors").attr("UnavailableError");
+    nb::object error =
+        type("CHUMOKU_ISA", std::string("the instruction set ") + unknown.what(),
+             "one that this machine can run: " + here, "Unset it, and the best one is chosen.");
+    PyErr_SetObject(type.ptr(), error.ptr());
+  }
+}
+
 }  // namespace
 
 NB_MODULE(_native, m) {
@@ -304,6 +319,7 @@ NB_MODULE(_native, m) {
   main_thread = nb::cast<unsigned long>(main.attr("ident"));
   nb::module_::import_("atexit").attr("register")(nb::cpp_function(&begin_exit));
   m.doc() = "The native kernel of chumoku; chumoku.kernels.native hands arrays to it.";
+  nb::register_exception_translator(raise_unknown);
   m.def("attention", &run_attention, nb::arg("query"), nb::arg("key"), nb::arg("value"),
         nb::arg("output"), nb::arg("options"), nb::arg("facts"));
   m.def("weights", &run_weights, nb::arg("query"), nb::arg("key"), nb::arg("lse"),

@@ -14,12 +14,16 @@
 
 namespace chumoku::CHUMOKU_ISA {
 
+// Bytes of a vector: what the instruction set has, unless the build asks for another width. Wide
+// vectors without instructions of their own are worked on in halves, and give the same bits.
+#if !defined(CHUMOKU_BYTES)
 #if defined(__AVX512F__)
 #define CHUMOKU_BYTES 64
 #elif defined(__AVX2__)
 #define CHUMOKU_BYTES 32
 #else
 #define CHUMOKU_BYTES 16
+#endif
 #endif
 constexpr int kBytes = CHUMOKU_BYTES;
 
@@ -71,10 +75,20 @@ inline void store(T* to, Vec<T> x) {
   *reinterpret_cast<Vec<T>*>(to) = x;
 }
 
+#if defined(__AVX2__) && CHUMOKU_BYTES == 64 && !defined(__AVX512F__)
+// The lower or the upper half of a vector's lanes.
+inline __m256& side(F32& x, int i) { return reinterpret_cast<__m256*>(&x)[i]; }
+inline __m256d& side(F64& x, int i) { return reinterpret_cast<__m256d*>(&x)[i]; }
+inline __m256& side(I32& x, int i) { return reinterpret_cast<__m256*>(&x)[i]; }
+#endif
+
 // a * b + c with one rounding where the machine has it.
 inline F32 fma(F32 a, F32 b, F32 c) {
 #if defined(__AVX512F__)
   return _mm512_fmadd_ps(a, b, c);
+#elif defined(__FMA__) && CHUMOKU_BYTES == 64
+  for (int i = 0; i < 2; ++i) side(c, i) = _mm256_fmadd_ps(side(a, i), side(b, i), side(c, i));
+  return c;
 #elif defined(__FMA__)
   return _mm256_fmadd_ps(a, b, c);
 #elif defined(__aarch64__)
@@ -87,6 +101,9 @@ inline F32 fma(F32 a, F32 b, F32 c) {
 inline F64 fma(F64 a, F64 b, F64 c) {
 #if defined(__AVX512F__)
   return _mm512_fmadd_pd(a, b, c);
+#elif defined(__FMA__) && CHUMOKU_BYTES == 64
+  for (int i = 0; i < 2; ++i) side(c, i) = _mm256_fmadd_pd(side(a, i), side(b, i), side(c, i));
+  return c;
 #elif defined(__FMA__)
   return _mm256_fmadd_pd(a, b, c);
 #elif defined(__aarch64__)
@@ -100,9 +117,9 @@ inline F64 fma(F64 a, F64 b, F64 c) {
 inline F32 larger(F32 x, F32 y) {
 #if defined(__AVX512F__)
   return _mm512_maskz_max_ps(0xffff, x, y);  // gcc 12 warns of the plain form
-#elif defined(__AVX2__)
+#elif defined(__AVX2__) && CHUMOKU_BYTES == 32
   return _mm256_max_ps(x, y);
-#elif defined(__x86_64__)
+#elif defined(__x86_64__) && CHUMOKU_BYTES == 16
   return _mm_max_ps(x, y);
 #else
   return x > y ? x : y;
@@ -112,9 +129,9 @@ inline F32 larger(F32 x, F32 y) {
 inline F64 larger(F64 x, F64 y) {
 #if defined(__AVX512F__)
   return _mm512_maskz_max_pd(0xff, x, y);
-#elif defined(__AVX2__)
+#elif defined(__AVX2__) && CHUMOKU_BYTES == 32
   return _mm256_max_pd(x, y);
-#elif defined(__x86_64__)
+#elif defined(__x86_64__) && CHUMOKU_BYTES == 16
   return _mm_max_pd(x, y);
 #else
   return x > y ? x : y;
@@ -124,6 +141,8 @@ inline F64 larger(F64 x, F64 y) {
 inline bool any(I32 m) {
 #if defined(__AVX512F__)
   return _mm512_movepi32_mask(reinterpret_cast<__m512i>(m)) != 0;
+#elif defined(__AVX2__) && CHUMOKU_BYTES == 64
+  return _mm256_movemask_ps(_mm256_or_ps(side(m, 0), side(m, 1))) != 0;
 #elif defined(__AVX2__)
   return _mm256_movemask_ps(reinterpret_cast<__m256>(m)) != 0;
 #elif defined(__x86_64__)

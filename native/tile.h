@@ -80,6 +80,8 @@ struct Table {
 CHUMOKU_DECLARE(baseline)
 CHUMOKU_DECLARE(avx2)
 CHUMOKU_DECLARE(avx512)
+CHUMOKU_DECLARE(avx512_on_avx2)  // tests only
+CHUMOKU_DECLARE(neon)
 #undef CHUMOKU_DECLARE
 
 }  // namespace chumoku
