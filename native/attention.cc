@@ -49,6 +49,8 @@ const Isa& isa() {
   return *now;
 }
 
+const Table& table_of(const Problem& p) { return p.wide() ? *isa().f64 : *isa().f32; }
+
 // Rows are cut into panels of nearly equal size. With too few panels for the threads they become
 // smaller: what a row gets does not depend on its neighbours.
 std::vector<Panel> panels_of(const Problem& p, const Table& table, int threads) {
@@ -69,26 +71,28 @@ std::vector<Panel> panels_of(const Problem& p, const Table& table, int threads) 
   return panels;
 }
 
+struct Free {
+  void operator()(char* memory) const { std::free(memory); }
+};
+using Memory = std::unique_ptr<char, Free>;
+
+Memory make(size_t bytes) {
+  Memory memory(static_cast<char*>(std::aligned_alloc(64, (bytes + 63) / 64 * 64)));
+  if (!memory) throw std::bad_alloc();
+  return memory;
+}
+
 // Few rows and many keys: chunks of keys are spread over the threads, and their states are joined
 // in order. In waves, so that the states waiting to be joined stay few.
 bool split_keys(const Problem& p, const Table& table, const std::vector<Panel>& panels, int threads,
                 const Interrupted& interrupted) {
   int64_t chunks = (p.keys + kChunk - 1) / kChunk;
   int64_t wave = std::min<int64_t>(chunks, 8 * threads);
-  struct Free {
-    void operator()(char* memory) const { std::free(memory); }
-  };
-  using Memory = std::unique_ptr<char, Free>;
-  auto make = [&](const Panel& panel, int64_t count) {
-    size_t bytes = (table.part_bytes(p, panel.rows) + 63) / 64 * 64;
-    Memory memory(static_cast<char*>(std::aligned_alloc(64, bytes * static_cast<size_t>(count))));
-    if (!memory) throw std::bad_alloc();
-    return std::pair(std::move(memory), bytes);
-  };
   std::vector<std::pair<Memory, size_t>> totals, parts;
   for (const Panel& panel : panels) {
-    totals.push_back(make(panel, 1));
-    parts.push_back(make(panel, wave));
+    size_t bytes = (table.part_bytes(p, panel.rows) + 63) / 64 * 64;
+    totals.emplace_back(make(bytes), bytes);
+    parts.emplace_back(make(bytes * static_cast<size_t>(wave)), bytes);
     table.clear(p, panel.rows, totals.back().first.get());
   }
   std::vector<Scratch> scratch(static_cast<size_t>(threads));
@@ -123,6 +127,96 @@ bool split_keys(const Problem& p, const Table& table, const std::vector<Panel>& 
   return true;
 }
 
+// Rows of one item of the second pass: a sixteenth of a head's, in whole groups, or fewer.
+int64_t rows_of_item(const Problem& p, const Table& table) {
+  int64_t rows = std::min<int64_t>((p.rows + 15) / 16, 4096);
+  return (rows + table.unit - 1) / table.unit * table.unit;
+}
+
+// One item of the second pass, and what it adds up until it is joined with the others.
+struct Item {
+  Panel panel;
+  int64_t head = 0;
+  Memory memory;
+  Part part{};
+  int64_t cells = 0;
+
+  Item(const Problem& p, int64_t index, int64_t rows) {
+    int64_t per_head = (p.rows + rows - 1) / rows, group = p.heads / p.kv_heads;
+    head = index / per_head;
+    int64_t first = index % per_head * rows, h = head % p.heads;
+    panel = {head / p.heads, h / group, h % group * p.rows + first,
+             std::min(rows, p.rows - first)};
+    const Totals& t = p.totals;
+    int64_t keys = t.received ? p.keys : 0;
+    if (t.cell_sum) {
+      part.first_row = cell_of(p.query_of(first), t.cell_rows, t.queries);
+      int64_t last = cell_of(p.query_of(first + panel.rows - 1), t.cell_rows, t.queries);
+      cells = (last - part.first_row + 1) * t.cell_columns;
+    }
+    size_t bytes = static_cast<size_t>(2 * (keys + cells)) * 8;
+    memory = make(bytes + 64);
+    std::fill_n(memory.get(), bytes, 0);
+    part.received = keys ? reinterpret_cast<double*>(memory.get()) : nullptr;
+    part.seers = reinterpret_cast<int64_t*>(memory.get()) + keys;
+    part.cell_sum = cells ? reinterpret_cast<double*>(part.seers + keys) : nullptr;
+    part.cell_most = part.cell_sum + cells;
+  }
+
+  void join(const Problem& p) const {
+    const Totals& t = p.totals;
+    for (int64_t key = 0; part.received && key < p.keys; ++key) {
+      t.received[head * p.keys + key] += part.received[key];
+      t.seers[head * p.keys + key] += part.seers[key];
+    }
+    int64_t start = (head * t.cell_rows + part.first_row) * t.cell_columns;
+    for (int64_t cell = 0; cell < cells; ++cell) {
+      double& greatest = t.cell_most[start + cell];
+      double here = part.cell_most[cell];
+      t.cell_sum[start + cell] += part.cell_sum[cell];
+      greatest = here > greatest || here != here ? here : greatest;
+    }
+  }
+};
+
+// Items in waves; those of a wave are joined in their order, so that sums are the same for any
+// number of threads.
+bool add_totals(const Problem& p, const Table& table, int threads, const Interrupted& interrupted) {
+  int64_t rows = rows_of_item(p, table);
+  int64_t items = p.batch * p.heads * ((p.rows + rows - 1) / rows);
+  std::vector<Scratch> scratch(static_cast<size_t>(2 * threads));
+  for (int64_t begin = 0; begin < items; begin += 4 * threads) {
+    std::vector<Item> wave;
+    for (int64_t i = begin; i < std::min<int64_t>(items, begin + 4 * threads); ++i)
+      wave.emplace_back(p, i, rows);
+    if (!parallel(
+            static_cast<int64_t>(wave.size()), threads,
+            [&](int64_t i, int worker) {
+              const Item& item = wave[static_cast<size_t>(i)];
+              table.add_totals(p, item.panel, item.part, scratch[static_cast<size_t>(2 * worker)],
+                               scratch[static_cast<size_t>(2 * worker + 1)]);
+            },
+            interrupted))
+      return false;
+    for (const Item& item : wave) item.join(p);
+  }
+  return true;
+}
+
+bool forward(const Problem& p, const Table& table, int threads, const Interrupted& interrupted) {
+  std::vector<Panel> panels = panels_of(p, table, threads);
+  int64_t count = static_cast<int64_t>(panels.size());
+  if (threads > 1 && count < 2 * threads && p.keys > kChunk)
+    return split_keys(p, table, panels, threads, interrupted);
+  std::vector<Scratch> scratch(static_cast<size_t>(threads));
+  return parallel(
+      count, threads,
+      [&](int64_t item, int worker) {
+        table.whole(p, panels[static_cast<size_t>(item)], scratch[static_cast<size_t>(worker)]);
+      },
+      interrupted);
+}
+
 }  // namespace
 
 std::vector<std::string> instruction_sets() {
@@ -145,26 +239,22 @@ bool set_instruction_set(const std::string& name) {
 
 bool attention(const Problem& p, int threads, const Interrupted& interrupted) {
   if (p.batch * p.heads * p.rows == 0) return true;
-  const Table& table = p.dtype == Dtype::f32 ? *isa().f32 : *isa().f64;
+  const Table& table = table_of(p);
   // A thread costs some microseconds to wake; small calls stay on the caller's.
   double work = 1.0 * p.batch * p.heads * p.rows * p.keys * (p.width + p.value_width);
   if (work < 2e5) threads = 1;
-  std::vector<Panel> panels = panels_of(p, table, threads);
-  int64_t count = static_cast<int64_t>(panels.size());
-  if (threads > 1 && count < 2 * threads && p.keys > kChunk)
-    return split_keys(p, table, panels, threads, interrupted);
-  std::vector<Scratch> scratch(static_cast<size_t>(threads));
-  return parallel(
-      count, threads,
-      [&](int64_t item, int worker) {
-        table.whole(p, panels[static_cast<size_t>(item)], scratch[static_cast<size_t>(worker)]);
-      },
-      interrupted);
+  if (!p.totals.received && !p.totals.cell_sum) return forward(p, table, threads, interrupted);
+  Problem twice = p;
+  size_t rows = static_cast<size_t>(p.batch * p.heads * p.rows);
+  Memory recall = make(2 * rows * (p.wide() ? 8 : 4));
+  twice.recall = recall.get();
+  return forward(twice, table, threads, interrupted) &&
+         add_totals(twice, table, threads, interrupted);
 }
 
 bool weights(const Problem& p, const Block& block, int threads, const Interrupted& interrupted) {
   if (p.batch * p.heads * p.rows * block.keys == 0) return true;
-  const Table& table = p.dtype == Dtype::f32 ? *isa().f32 : *isa().f64;
+  const Table& table = table_of(p);
   std::vector<Panel> panels = panels_of(p, table, threads);
   std::vector<Scratch> scratch(static_cast<size_t>(threads));
   return parallel(

@@ -15,7 +15,7 @@ namespace chumoku {
 constexpr int kTile = 64;
 constexpr int64_t kChunk = 16 * kTile;
 
-enum class Dtype { f32, f64 };
+enum class Dtype { f32, f64, f16, bf16 };
 
 // A read-only array (batch, heads, rows, columns); strides in bytes, of any sign or zero.
 struct View {
@@ -30,13 +30,13 @@ struct View {
 
 // A lowered mask: leaves and joins, each part's index in `parts`.
 struct MaskNode {
-  enum class Kind { band, runs, equal, boolean, all, any } kind;
+  enum class Kind { band, runs, equal, boolean, bits, all, any } kind;
   // band: six numbers for each entry: row_start, row_stop, key_start, key_stop, low, high
   // runs: start (entries, queries, runs), stop the same; equal: query ids, key ids
   const int64_t* first = nullptr;
   const int64_t* second = nullptr;
   int64_t entries = 0, runs = 0;
-  View cells;  // boolean
+  View cells;  // boolean: one byte for each key; bits: a word for each 64, by the rows of the call
   std::vector<int> parts;
 };
 
@@ -54,9 +54,24 @@ struct Facts {
   char* saturation = nullptr;
   char* flow = nullptr;
   char* distance = nullptr;
+  char* sink_weight = nullptr;
   int64_t* top_keys = nullptr;  // (batch, heads, rows, top)
   char* top_weights = nullptr;
   int64_t top = 0;
+  char* group_mass = nullptr;  // (batch, heads, rows, group_count)
+  const int64_t* groups = nullptr;
+  int64_t group_count = 0;
+};
+
+// Facts that add up over the rows; they need the final weights, hence a second pass. What is there
+// is added to. Null when not watched.
+struct Totals {
+  double* received = nullptr;  // (batch, heads, keys)
+  int64_t* seers = nullptr;    // rows that see the key
+  double* cell_sum = nullptr;  // (batch, heads, cell_rows, cell_columns), the weights pooled
+  double* cell_most = nullptr;
+  int64_t cell_rows = 0, cell_columns = 0;
+  int64_t queries = 0;  // over which the cells are spread
 };
 
 struct Problem {
@@ -68,9 +83,20 @@ struct Problem {
   const int64_t* position = nullptr;   // per batch entry: key position of query 0, for distance
   const Mask* mask = nullptr;
   double scale = 1.0;
+  double softcap = 0;             // 0: none
+  bool biased = false;            // `bias` is added to the scores: (batch, heads, queries, keys)
+  View bias;
+  const double* sinks = nullptr;  // one for each head
+  bool dropped = false;           // weights whose random word is below the threshold count as 0,
+  uint64_t seed = 0, threshold = 0;
+  double kept_factor = 1;         // and the others this many times
   Facts facts;
+  Totals totals;
+  char* recall = nullptr;  // for the second pass: reference and 1 / sum of each row
 
   int64_t query_of(int64_t row) const { return row_index ? row_index[row] : row; }
+  bool wide() const { return dtype == Dtype::f64; }
+  int64_t item() const { return dtype == Dtype::f64 ? 8 : dtype == Dtype::f32 ? 4 : 2; }
 };
 
 // One block of the weight matrix: exp(score - lse) for some rows and keys.

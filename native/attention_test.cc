@@ -64,8 +64,10 @@ struct Case {
     p.scale = 1 / std::sqrt(static_cast<double>(s.width));
     p.position = position.data();
     auto at = [](std::vector<T>& a) { return reinterpret_cast<char*>(a.data()); };
-    p.facts = {at(lse),  nullptr,      at(max_logit),   at(entropy), at(saturation),
-               at(flow), at(distance), top_keys.data(), at(weights), 3};
+    Facts& f = p.facts;
+    f.lse = at(lse), f.max_logit = at(max_logit), f.entropy = at(entropy);
+    f.saturation = at(saturation), f.flow = at(flow), f.distance = at(distance);
+    f.top_keys = top_keys.data(), f.top_weights = at(weights), f.top = 3;
     if (causal) {
       band = {0, s.rows, 0, s.keys, -s.keys - s.rows, s.keys - s.rows};
       MaskNode node{};

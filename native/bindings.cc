@@ -75,8 +75,8 @@ int add_node(Mask& mask, Buffers& buffers, nb::handle lowered) {
   if (kind == "all" || kind == "any") {
     node.kind = kind == "all" ? MaskNode::Kind::all : MaskNode::Kind::any;
     for (nb::handle part : fields[1]) node.parts.push_back(add_node(mask, buffers, part));
-  } else if (kind == "boolean") {
-    node.kind = MaskNode::Kind::boolean;
+  } else if (kind == "boolean" || kind == "bits") {
+    node.kind = kind == "bits" ? MaskNode::Kind::bits : MaskNode::Kind::boolean;
     node.cells = view_of(buffers.borrow(fields[1], false));
   } else {
     const Py_buffer& shape = buffers.borrow(fields[1], false);
@@ -94,31 +94,75 @@ int add_node(Mask& mask, Buffers& buffers, nb::handle lowered) {
   return static_cast<int>(mask.nodes.size()) - 1;
 }
 
-Problem problem_of(Buffers& buffers, nb::handle query, nb::handle key, double scale) {
-  const Py_buffer& q = buffers.borrow(query, false);
-  const Py_buffer& k = buffers.borrow(key, false);
-  Problem p;
-  p.dtype = q.itemsize == 8 ? Dtype::f64 : Dtype::f32;
-  p.query = view_of(q);
-  p.key = view_of(k);
-  p.batch = static_cast<int64_t>(p.query.batch.size());
-  p.heads = q.shape[q.ndim - 3];
-  p.rows = q.shape[q.ndim - 2];
-  p.width = q.shape[q.ndim - 1];
-  p.kv_heads = k.shape[k.ndim - 3];
-  p.keys = k.shape[k.ndim - 2];
-  p.scale = scale;
-  return p;
+Dtype dtype_of(const std::string& name) {
+  if (name == "float64") return Dtype::f64;
+  if (name == "float32") return Dtype::f32;
+  if (name == "float16") return Dtype::f16;
+  if (name == "bfloat16") return Dtype::bf16;
+  throw std::invalid_argument("an unknown dtype: " + name);
 }
 
-// `queries` is the length that the mask was lowered for.
-void set_mask(Problem& p, Mask& mask, Buffers& buffers, nb::handle lowered, int64_t queries) {
-  if (lowered.is_none()) return;
-  mask.queries = queries;
-  mask.keys = p.keys;
-  add_node(mask, buffers, lowered);
-  p.mask = &mask;
-}
+// A call's inputs, with the buffers that they borrow. `options` has the names of Problem's fields;
+// those that are not there keep their defaults.
+class Inputs {
+ public:
+  Problem problem;
+  Buffers buffers;
+
+  Inputs(nb::handle query, nb::handle key, nb::dict options) : options_(std::move(options)) {
+    const Py_buffer& q = buffers.borrow(query, false);
+    const Py_buffer& k = buffers.borrow(key, false);
+    Problem& p = problem;
+    p.dtype = dtype_of(nb::cast<std::string>(options_["dtype"]));
+    p.query = view_of(q);
+    p.key = view_of(k);
+    p.batch = static_cast<int64_t>(p.query.batch.size());
+    p.heads = q.shape[q.ndim - 3];
+    p.rows = q.shape[q.ndim - 2];
+    p.width = q.shape[q.ndim - 1];
+    p.kv_heads = k.shape[k.ndim - 3];
+    p.keys = k.shape[k.ndim - 2];
+    p.scale = nb::cast<double>(options_["scale"]);
+    if (has("softcap")) p.softcap = nb::cast<double>(options_["softcap"]);
+    p.row_index = flat<const int64_t>("rows");
+    p.position = flat<const int64_t>("position");
+    p.sinks = flat<const double>("sinks");
+    if (has("bias")) {
+      p.biased = true;
+      p.bias = view_of(buffers.borrow(options_["bias"], false));
+    }
+    if (has("dropout")) {
+      nb::tuple fields = nb::cast<nb::tuple>(options_["dropout"]);
+      p.dropped = true;
+      p.seed = nb::cast<uint64_t>(fields[0]);
+      p.threshold = nb::cast<uint64_t>(fields[1]);
+      p.kept_factor = nb::cast<double>(fields[2]);
+    }
+    if (has("mask")) {
+      mask_.queries = nb::cast<int64_t>(options_["queries"]);
+      mask_.keys = p.keys;
+      add_node(mask_, buffers, options_["mask"]);
+      p.mask = &mask_;
+    }
+  }
+
+  template <class T>
+  T* flat(const char* name, bool writable = false) {
+    return has(name) ? buffers.flat<T>(options_[name], writable) : nullptr;
+  }
+
+  // A fact's array; what is not watched is not there.
+  template <class T>
+  T* fact(const nb::dict& facts, const char* name) {
+    return facts.contains(name) ? buffers.flat<T>(facts[name], true) : nullptr;
+  }
+
+ private:
+  bool has(const char* name) const { return options_.contains(name); }
+
+  nb::dict options_;
+  Mask mask_;
+};
 
 // Ctrl-C is looked for from inside a long call; signals reach the main thread only.
 bool interrupted() {
@@ -136,42 +180,54 @@ void without_gil(const Work& work) {
   if (!finished) nb::raise_python_error();
 }
 
+int64_t last_axis(const nb::dict& arrays, const char* name, int back) {
+  if (!arrays.contains(name)) return 0;
+  nb::tuple shape = nb::cast<nb::tuple>(nb::getattr(arrays[name], "shape"));
+  return nb::cast<int64_t>(shape[nb::len(shape) - static_cast<size_t>(back)]);
+}
+
 void run_attention(nb::handle query, nb::handle key, nb::handle value, nb::handle output,
-                   double scale, nb::handle mask_form, int64_t queries, nb::handle row_index,
-                   nb::handle position, nb::dict facts, int64_t top) {
-  Buffers buffers;
-  Mask mask;
-  Problem p = problem_of(buffers, query, key, scale);
-  const Py_buffer& v = buffers.borrow(value, false);
+                   nb::dict options, nb::dict facts) {
+  Inputs inputs(query, key, options);
+  Problem& p = inputs.problem;
+  const Py_buffer& v = inputs.buffers.borrow(value, false);
   p.value = view_of(v);
   p.value_width = v.shape[v.ndim - 1];
-  p.output = buffers.flat<char>(output, true);
-  p.row_index = buffers.flat<const int64_t>(row_index);
-  p.position = buffers.flat<const int64_t>(position);
-  set_mask(p, mask, buffers, mask_form, queries);
-  auto fact = [&](const char* name) {
-    return facts.contains(name) ? buffers.flat<char>(facts[name], true) : nullptr;
-  };
-  p.facts = {fact("lse"),         reinterpret_cast<double*>(fact("exact_lse")),
-             fact("max_logit"),   fact("entropy"),
-             fact("saturation"),  fact("flow"),
-             fact("distance"),    reinterpret_cast<int64_t*>(fact("top_keys")),
-             fact("top_weights"), top};
+  p.output = inputs.buffers.flat<char>(output, true);
+  auto fact = [&](const char* name) { return inputs.fact<char>(facts, name); };
+  Facts& f = p.facts;
+  f.lse = fact("lse");
+  f.exact_lse = inputs.fact<double>(facts, "exact_lse");
+  f.max_logit = fact("max_logit");
+  f.entropy = fact("entropy");
+  f.saturation = fact("saturation");
+  f.flow = fact("flow");
+  f.distance = fact("distance");
+  f.sink_weight = fact("sink_weight");
+  f.top_keys = inputs.fact<int64_t>(facts, "top_keys");
+  f.top_weights = fact("top_weights");
+  f.top = last_axis(facts, "top_keys", 1);
+  f.group_mass = fact("group_mass");
+  f.group_count = last_axis(facts, "group_mass", 1);
+  f.groups = f.group_count ? inputs.flat<const int64_t>("groups") : nullptr;
+  Totals& t = p.totals;
+  t.received = inputs.fact<double>(facts, "received");
+  t.seers = inputs.fact<int64_t>(facts, "seers");
+  t.cell_sum = inputs.fact<double>(facts, "cell_sum");
+  t.cell_most = inputs.fact<double>(facts, "cell_most");
+  t.cell_rows = last_axis(facts, "cell_sum", 2);
+  t.cell_columns = last_axis(facts, "cell_sum", 1);
+  t.queries = nb::cast<int64_t>(options["queries"]);
   without_gil([&] { return attention(p, threads(), interrupted); });
 }
 
-void run_weights(nb::handle query, nb::handle key, nb::handle lse, nb::handle output, double scale,
-                 nb::handle mask_form, int64_t queries, nb::handle row_index,
-                 nb::handle key_index) {
-  Buffers buffers;
-  Mask mask;
-  Problem p = problem_of(buffers, query, key, scale);
-  p.row_index = buffers.flat<const int64_t>(row_index);
-  set_mask(p, mask, buffers, mask_form, queries);
-  const Py_buffer& out = buffers.borrow(output, true);
-  Block block{buffers.flat<const int64_t>(key_index), out.shape[out.ndim - 1],
-              buffers.flat<const double>(lse), static_cast<char*>(out.buf)};
-  without_gil([&] { return weights(p, block, threads(), interrupted); });
+void run_weights(nb::handle query, nb::handle key, nb::handle lse, nb::handle output,
+                 nb::dict options) {
+  Inputs inputs(query, key, options);
+  const Py_buffer& out = inputs.buffers.borrow(output, true);
+  Block block{inputs.flat<const int64_t>("keys"), out.shape[out.ndim - 1],
+              inputs.buffers.flat<const double>(lse), static_cast<char*>(out.buf)};
+  without_gil([&] { return weights(inputs.problem, block, threads(), interrupted); });
 }
 
 }  // namespace
@@ -179,11 +235,9 @@ void run_weights(nb::handle query, nb::handle key, nb::handle lse, nb::handle ou
 NB_MODULE(_native, m) {
   m.doc() = "The native kernel of chumoku; chumoku.kernels.native hands arrays to it.";
   m.def("attention", &run_attention, nb::arg("query"), nb::arg("key"), nb::arg("value"),
-        nb::arg("output"), nb::arg("scale"), nb::arg("mask").none(), nb::arg("queries"),
-        nb::arg("row_index").none(), nb::arg("position").none(), nb::arg("facts"), nb::arg("top"));
+        nb::arg("output"), nb::arg("options"), nb::arg("facts"));
   m.def("weights", &run_weights, nb::arg("query"), nb::arg("key"), nb::arg("lse"),
-        nb::arg("output"), nb::arg("scale"), nb::arg("mask").none(), nb::arg("queries"),
-        nb::arg("row_index").none(), nb::arg("key_index").none());
+        nb::arg("output"), nb::arg("options"));
   m.def("threads", &threads, "Threads that a call may use.");
   m.def("set_threads", &set_threads, nb::arg("count"));
   m.def("instruction_set", &instruction_set, "The instruction set in use.");

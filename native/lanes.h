@@ -15,12 +15,13 @@
 namespace chumoku::CHUMOKU_ISA {
 
 #if defined(__AVX512F__)
-constexpr int kBytes = 64;
+#define CHUMOKU_BYTES 64
 #elif defined(__AVX2__)
-constexpr int kBytes = 32;
+#define CHUMOKU_BYTES 32
 #else
-constexpr int kBytes = 16;
+#define CHUMOKU_BYTES 16
 #endif
+constexpr int kBytes = CHUMOKU_BYTES;
 
 typedef float F32 __attribute__((vector_size(kBytes)));
 typedef double F64 __attribute__((vector_size(kBytes)));
@@ -137,12 +138,23 @@ inline bool any(I64 m) {
   return any(reinterpret_cast<I32>(odd));
 }
 
-// 2^x for x below about 120: 0 from kLowest down, NaN for NaN. Remez polynomials for 2^f on
-// [-1/2, 1/2]: relative error 1.9e-9 (degree 6, float) and 3.1e-18 (degree 11, double).
+#if defined(__FMA__) || defined(__aarch64__)
+constexpr bool kFused = true;
+#else
+constexpr bool kFused = false;
+#endif
+
+// What one score counts in powers of two: high + low, to more bits than T has; `nats` is the same
+// in powers of e. Differences below `lowest` are taken for it: 2^x is 0 there.
 template <class T>
-inline Vec<T> exp2_lanes(Vec<T> x) {
-  using L = Lanes<T>;
-  using M = typename L::M;
+struct Unit {
+  T high, low, nats, lowest;
+};
+
+// factor[i] * f^i, i from `first` on, without f^first. 2^f on [-1/2, 1/2] by Remez: relative error
+// 1.9e-9 (degree 6, float) and 3.1e-18 (degree 11, double).
+template <class T, int first>
+inline Vec<T> exp2_series(Vec<T> f) {
   constexpr T factor[] = {T(1.0),
                           T(sizeof(T) == 4 ? 0.69314720573725268 : 0.69314718055994533046),
                           T(sizeof(T) == 4 ? 0.24022646890639572 : 0.24022650695910156205),
@@ -156,14 +168,174 @@ inline Vec<T> exp2_lanes(Vec<T> x) {
                           T(7.0741056262456593708e-9),
                           T(4.4352809446103361611e-10)};
   constexpr int degree = sizeof(T) == 4 ? 6 : 11;
-  x = larger(spread(L::kLowest), x);
-  Vec<T> shifted = x + L::kRound;
-  Vec<T> f = x - (shifted - L::kRound);
   Vec<T> p = spread(factor[degree]);
 #pragma GCC unroll 12
-  for (int i = degree - 1; i >= 0; --i) p = fma(p, f, spread(factor[i]));
-  M bits = (reinterpret_cast<M>(shifted) << L::kMantissa) + L::kOne;
-  return p * reinterpret_cast<Vec<T>>(bits);
+  for (int i = degree - 1; i >= first; --i) p = fma(p, f, spread(factor[i]));
+  return p;
+}
+
+// 2^n for the whole number n that was rounded by adding kRound; 0 for kLowest.
+template <class T>
+inline Vec<T> exp2_whole(Vec<T> shifted) {
+  using M = typename Lanes<T>::M;
+  M bits = (reinterpret_cast<M>(shifted) << Lanes<T>::kMantissa) + Lanes<T>::kOne;
+  return reinterpret_cast<Vec<T>>(bits);
+}
+
+// 2^(d * unit) for products below about 120: 0 from kLowest down, NaN for NaN. The product is
+// split into a whole number and a rest before it is rounded: within 2 units in the last place.
+template <class T>
+inline Vec<T> exp2_lanes(Vec<T> d, const Unit<T>& unit) {
+  constexpr T kLog2e = T(1.4426950408889634074L);
+  // ln 2 in two parts: whole numbers up to 1023 times the first are exact.
+  constexpr T kHigh = T(sizeof(T) == 4 ? 0.693359375 : 0.693147180369123816490);
+  constexpr T kLow = T(sizeof(T) == 4 ? -2.12194440054690583e-4 : 1.90821492927058770002e-10);
+  d = larger(spread(unit.lowest), d);
+  Vec<T> f, shifted;
+  if constexpr (kFused) {
+    shifted = fma(d, spread(unit.high), spread(Lanes<T>::kRound));
+    Vec<T> whole = shifted - Lanes<T>::kRound;
+    f = fma(d, spread(unit.low), fma(d, spread(unit.high), -whole));
+  } else {
+    Vec<T> y = d * unit.nats;
+    shifted = y * kLog2e + Lanes<T>::kRound;
+    Vec<T> whole = shifted - Lanes<T>::kRound;
+    f = (y - whole * kHigh - whole * kLow) * kLog2e;
+  }
+  return exp2_series<T, 0>(f) * exp2_whole<T>(shifted);
+}
+
+// tanh by e^2x - 1, which 2^f - 1 = f * (series from the first power on) gives without loss near 0.
+template <class T>
+inline Vec<T> tanh_lanes(Vec<T> x) {
+  constexpr T kMost = sizeof(T) == 4 ? 30 : 60;
+  constexpr T kTwice = T(2 * 1.4426950408889634074L);
+  Vec<T> y = larger(spread(-kMost), x * kTwice);  // NaN stays
+  y = -larger(spread(-kMost), -y);
+  Vec<T> shifted = y + Lanes<T>::kRound;
+  Vec<T> f = y - (shifted - Lanes<T>::kRound);
+  Vec<T> power = exp2_whole<T>(shifted);
+  Vec<T> less_one = fma(power, f * exp2_series<T, 1>(f), power - T(1));
+  return less_one / (less_one + T(2));
+}
+
+typedef uint64_t U64 __attribute__((vector_size(kBytes)));
+
+// The low halves of 64-bit lanes multiplied into whole ones.
+inline U64 multiply_low(U64 a, U64 b) {
+#if defined(__AVX512F__)
+  return reinterpret_cast<U64>(
+      _mm512_maskz_mul_epu32(0xff, reinterpret_cast<__m512i>(a), reinterpret_cast<__m512i>(b)));
+#elif defined(__AVX2__) && CHUMOKU_BYTES == 32
+  return reinterpret_cast<U64>(
+      _mm256_mul_epu32(reinterpret_cast<__m256i>(a), reinterpret_cast<__m256i>(b)));
+#elif defined(__x86_64__) && CHUMOKU_BYTES == 16
+  return reinterpret_cast<U64>(
+      _mm_mul_epu32(reinterpret_cast<__m128i>(a), reinterpret_cast<__m128i>(b)));
+#elif defined(__aarch64__) && CHUMOKU_BYTES == 16
+  return reinterpret_cast<U64>(vmull_u32(vmovn_u64(reinterpret_cast<uint64x2_t>(a)),
+                                         vmovn_u64(reinterpret_cast<uint64x2_t>(b))));
+#else
+  constexpr uint64_t kLow = 0xffffffff;
+  return (a & kLow) * (b & kLow);
+#endif
+}
+
+// Philox4x32-10 (Salmon et al. 2011): four random words of 32 bits for each lane, in place of the
+// counter.
+inline void philox(U64 (&c)[4], uint64_t seed) {
+  constexpr uint64_t kLow = 0xffffffff;
+  U64 first = U64{} + 0xD2511F53u, second = U64{} + 0xCD9E8D57u;
+  uint32_t k0 = static_cast<uint32_t>(seed), k1 = static_cast<uint32_t>(seed >> 32);
+  for (int round = 0; round < 10; ++round) {
+    U64 p0 = multiply_low(c[0], first), p1 = multiply_low(c[2], second);
+    c[0] = (p1 >> 32) ^ c[1] ^ uint64_t{k0};
+    c[1] = p1 & kLow;
+    c[2] = (p0 >> 32) ^ c[3] ^ uint64_t{k1};
+    c[3] = p0 & kLow;
+    k0 += 0x9E3779B9u;
+    k1 += 0xBB67AE85u;
+  }
+}
+
+// float16 and bfloat16, `count` numbers side by side (not necessarily aligned), to float and back,
+// rounded to the nearest, ties to even.
+inline float from_half(uint16_t half) {
+#if defined(__F16C__)
+  return _cvtsh_ss(half);
+#else
+  // The exponent is moved by a product, which makes subnormal halves normal on the way.
+  uint32_t bits = uint32_t{half} << 13 & 0x0fffe000u, sign = uint32_t{half} << 16 & 0x80000000u;
+  float x;
+  if (bits >= 0x0f800000u)
+    bits |= 0x7f800000u;  // infinity and NaN
+  std::memcpy(&x, &bits, 4);
+  if (bits < 0x7f800000u) x *= 5.192296858534828e33f;  // 2^112
+  std::memcpy(&bits, &x, 4);
+  bits |= sign;
+  std::memcpy(&x, &bits, 4);
+  return x;
+#endif
+}
+
+inline uint16_t to_half(float x) {
+#if defined(__F16C__)
+  return static_cast<uint16_t>(_cvtss_sh(x, _MM_FROUND_TO_NEAREST_INT));
+#else
+  uint32_t bits;
+  std::memcpy(&bits, &x, 4);
+  uint32_t sign = bits >> 16 & 0x8000u, size = bits & 0x7fffffffu;
+  if (size > 0x7f800000u) return static_cast<uint16_t>(sign | 0x7e00u | (size >> 13 & 0x3ffu));
+  if (size >= 0x477ff000u) return static_cast<uint16_t>(sign | 0x7c00u);  // 65520 and more
+  if (size < 0x38800000u) {  // subnormal: adding 0.5 leaves the bits of the rounded number
+    float y;
+    std::memcpy(&y, &size, 4);
+    y += 0.5f;
+    std::memcpy(&size, &y, 4);
+    return static_cast<uint16_t>(sign | (size - 0x3f000000u));
+  }
+  size += 0xc8000fffu + (size >> 13 & 1);
+  return static_cast<uint16_t>(sign | size >> 13);
+#endif
+}
+
+inline float from_brain(uint16_t brain) {
+  uint32_t bits = uint32_t{brain} << 16;
+  float x;
+  std::memcpy(&x, &bits, 4);
+  return x;
+}
+
+inline uint16_t to_brain(float x) {
+  uint32_t bits;
+  std::memcpy(&bits, &x, 4);
+  if ((bits & 0x7fffffffu) > 0x7f800000u) return static_cast<uint16_t>(bits >> 16 | 0x40u);
+  return static_cast<uint16_t>((bits + 0x7fffu + (bits >> 16 & 1)) >> 16);
+}
+
+inline void widen_halves(const char* from, int64_t count, float* to) {
+  int64_t i = 0;
+#if defined(__F16C__)
+  for (; i + 8 <= count; i += 8) {
+    __m128i eight;
+    std::memcpy(&eight, from + 2 * i, 16);
+    __m256 wide = _mm256_cvtph_ps(eight);
+    std::memcpy(to + i, &wide, 32);
+  }
+#endif
+  for (; i < count; ++i) {
+    uint16_t half;
+    std::memcpy(&half, from + 2 * i, 2);
+    to[i] = from_half(half);
+  }
+}
+
+inline void widen_brains(const char* from, int64_t count, float* to) {
+  for (int64_t i = 0; i < count; ++i) {
+    uint16_t brain;
+    std::memcpy(&brain, from + 2 * i, 2);
+    to[i] = from_brain(brain);
+  }
 }
 
 // 128-bit vectors, which every instruction set here has, for turning rows into columns.

@@ -127,6 +127,18 @@ uint64_t node_word(const Mask& mask, const MaskNode& node, const Place& place, i
       return cells_word(cells.at(place.batch, place.head, place.query) + first * cells.column,
                         cells.column, count);
     }
+    case MaskNode::Kind::bits: {
+      const View& cells = node.cells;
+      const char* row = cells.at(place.batch, place.head, place.row);
+      auto read = [&](int64_t at) {
+        uint64_t sixty_four;
+        __builtin_memcpy(&sixty_four, row + at * cells.column, 8);
+        return sixty_four;
+      };
+      uint64_t bits = read(first / 64) >> first % 64;
+      if (first % 64 + count > 64) bits |= read(first / 64 + 1) << (64 - first % 64);
+      return bits;
+    }
     case MaskNode::Kind::all: {
       uint64_t bits = ~uint64_t{0};
       for (int part : node.parts)

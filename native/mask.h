@@ -13,9 +13,9 @@ struct Range {
   bool empty() const { return start >= stop; }
 };
 
-// One row as a mask sees it.
+// One row as a mask sees it: its query's position, and which row of the call it is.
 struct Place {
-  int64_t batch, head, query;
+  int64_t batch, head, query, row;
 };
 
 // The smallest range that holds every key the row sees.

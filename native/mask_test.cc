@@ -14,7 +14,7 @@ constexpr int64_t kQueries = 70, kKeys = 150;
 template <class Sees>
 void compare(const Mask& mask, const Sees& sees) {
   for (int64_t i = 0; i < kQueries; ++i) {
-    Place place{0, 0, i};
+    Place place{0, 0, i, i};
     Range some = hull(mask, place), all = solid(mask, place);
     for (int64_t first = 0; first < kKeys; first += 37) {
       int64_t count = std::min<int64_t>(kTile, kKeys - first);

@@ -18,9 +18,6 @@ namespace {
 // can then be taken while the scores are in registers, and stays below 2^8.
 constexpr double kSlack = 8;
 
-constexpr double kLog2e = 1.4426950408889634074;
-constexpr double kLn2 = 0.69314718055994530942;
-
 // Keys (or value columns) held in registers at once beside `vectors` of queries: 24 or 12
 // accumulators, as many as the machine has registers for.
 template <int vectors>
@@ -39,7 +36,8 @@ struct Queries {
   T* state = nullptr;  // [kFields][lanes]
   T* top = nullptr;    // [top][lanes] raw scores, largest first
   typename Lanes<T>::Word* top_keys = nullptr;
-  Range seen, solid;  // keys that some lane sees; keys that every lane sees
+  T* masses = nullptr;  // [groups of keys][lanes]
+  Range seen, solid;    // keys that some lane sees; keys that every lane sees
 };
 
 template <class T>
@@ -52,37 +50,47 @@ struct Tile {
   int low, high;                         // keys that some lane sees
   bool masked, spoilt;                   // spoilt: hidden values may be NaN or infinite
   const typename Lanes<T>::Word* words;  // bit j: the lane sees key j; float: [2][lanes] halves
+  const T* bias;                         // [kTile][lanes], or null
 };
 
+// How raw scores become weights. Scores that are adjusted one by one (cap, bias, a scale out of the
+// common) count in nats from there on.
 template <class T>
 struct Plan {
-  T factor;  // of the raw scores, in powers of two
-  T sign;    // of the packed queries
-  double scale;
+  Unit<T> unit;
+  double scale;  // nats of one score
+  T sign;        // of the packed queries
+  bool adjusts;
+  T factor, cap, per_cap;  // of adjusted scores; no cap: 0
   bool facts, distance;
   int64_t top;
 };
 
 template <class T>
+Unit<T> unit_of(double nats) {
+  long double twos = nats * 1.4426950408889634074L;
+  T high = static_cast<T>(twos);
+  return {high, static_cast<T>(twos - static_cast<long double>(high)), static_cast<T>(nats),
+          Lanes<T>::kLowest / high};
+}
+
+template <class T>
 Plan<T> plan_of(const Problem& problem) {
-  // A scale that T cannot tell from 0 makes all scores 0; one beyond T's range is T's largest.
-  double size = std::min(std::abs(problem.scale), double{std::numeric_limits<T>::max()} / 2);
-  bool none = size * kLog2e < double{std::numeric_limits<T>::min()};
+  constexpr double kMost = double{std::numeric_limits<T>::max()} / 4;
+  double size = std::min(std::abs(problem.scale), kMost);
+  bool adjusts = problem.biased || problem.softcap != 0 || size < 1e-30 || size > 1e30;
+  double cap = problem.softcap ? std::clamp(problem.softcap, 1e-30, kMost) : 0;
   const Facts& f = problem.facts;
-  return {static_cast<T>((none ? 1 : size) * kLog2e),
-          static_cast<T>(none                ? 0
-                         : problem.scale < 0 ? -1
-                                             : 1),
-          none ? 1 : size,
+  return {unit_of<T>(adjusts ? 1 : size),
+          adjusts ? 1 : size,
+          problem.scale < 0 ? T(-1) : T(1),
+          adjusts,
+          static_cast<T>(size),
+          static_cast<T>(cap),
+          static_cast<T>(cap ? 1 / cap : 0),
           f.entropy || f.saturation || f.flow,
           f.distance != nullptr,
           f.top};
-}
-
-// What a raw score counts in nats. Everything that compares scores with an lse multiplies by this.
-template <class T>
-double plan_unit(const Plan<T>& plan) {
-  return plan.factor * kLn2;
 }
 
 template <class T>
@@ -102,11 +110,12 @@ inline typename Lanes<T>::M sees(const Tile<T>& tile, int lanes, int v, int bit)
 template <class T, int NV, bool kFacts>
 struct Sums {
   using V = Vec<T>;
-  V factor, ref[NV], sum[NV], shifted[NV], lead[NV], best[NV], rest[NV], squares[NV];
+  Unit<T> unit;
+  V ref[NV], sum[NV], shifted[NV], lead[NV], best[NV], rest[NV], squares[NV];
 
   // `references` holds that of each lane, with 0 for lanes that have none.
   inline void begin(const Queries<T>& g, const Plan<T>& plan, const T* references) {
-    factor = spread(plan.factor);
+    unit = plan.unit;
     for (int v = 0; v < NV; ++v) {
       int at = v * Lanes<T>::n;
       ref[v] = load(references + at);
@@ -122,12 +131,11 @@ struct Sums {
   }
 
   inline V weigh(V score, int v) {
-    // Not fma(score, factor, -ref * factor): its rounding would drown large scores.
-    V x = (score - ref[v]) * factor;
-    V p = exp2_lanes<T>(x);
+    V d = score - ref[v];  // before anything is multiplied: large scores would drown it
+    V p = exp2_lanes<T>(d, unit);
     sum[v] += p;
     if constexpr (kFacts) {
-      shifted[v] = fma(p, larger(spread(Lanes<T>::kLowest), x), shifted[v]);
+      shifted[v] = fma(p, larger(spread(unit.lowest), d), shifted[v]);
       // The largest weight is kept aside; of each pair the smaller goes to the rest.
       auto leads = score > best[v];
       V smaller = leads ? lead[v] : p;
@@ -139,7 +147,7 @@ struct Sums {
     return p;
   }
 
-  // state <- alpha * state + this tile. `moved` is the way of the reference, in powers of two.
+  // state <- alpha * state + this tile. `moved` is the way of the reference.
   inline void end(Queries<T>& g, const T* alpha, const T* moved) const {
     for (int v = 0; v < NV; ++v) {
       int at = v * Lanes<T>::n;
@@ -191,10 +199,24 @@ template <class T, int NV>
   }
 }
 
+// Scale, cap and bias, when they are not left to exp.
+template <class T, int NV>
+[[gnu::noinline]] void adjust(const Plan<T>& plan, const Tile<T>& tile, int key,
+                              Vec<T> (&score)[kAtOnce<NV>][NV]) {
+  constexpr int n = Lanes<T>::n;
+  for (int r = 0; r < kAtOnce<NV>; ++r)
+    for (int v = 0; v < NV; ++v) {
+      Vec<T> s = score[r][v] * plan.factor;
+      if (plan.cap != 0) s = tanh_lanes<T>(s * plan.per_cap) * plan.cap;
+      if (tile.bias) s += load(tile.bias + ((key + r) * NV + v) * n);
+      score[r][v] = s;
+    }
+}
+
 // Dot products of kAtOnce keys with the group's queries, in registers, then handed to `take`.
 template <class T, int NV, bool kMasked, class Take>
-inline void score_keys(const Queries<T>& g, const Tile<T>& tile, int64_t width, int key,
-                       const Take& take) {
+inline void score_keys(const Queries<T>& g, const Tile<T>& tile, const Plan<T>& plan,
+                       int64_t width, int key, const Take& take) {
   using V = Vec<T>;
   constexpr int kKeys = kAtOnce<NV>, kStep = NV * Lanes<T>::n;
   const T* row[kKeys];
@@ -209,6 +231,7 @@ inline void score_keys(const Queries<T>& g, const Tile<T>& tile, int64_t width, 
     add_products<T, NV>(g.q, row, 0, width, acc);
   else
     add_long_products<T, NV>(g.q, row, width, acc);
+  if (plan.adjusts) adjust<T, NV>(plan, tile, key, acc);
 #pragma GCC unroll 8
   for (int r = 0; r < kKeys; ++r)
     for (int v = 0; v < NV; ++v) {
@@ -220,13 +243,15 @@ inline void score_keys(const Queries<T>& g, const Tile<T>& tile, int64_t width, 
 
 // Every key of the tile that some lane sees.
 template <class T, int NV, class Take>
-inline void score_tile(const Queries<T>& g, const Tile<T>& tile, int64_t width, const Take& take) {
+inline void score_tile(const Queries<T>& g, const Tile<T>& tile, const Plan<T>& plan,
+                       int64_t width, const Take& take) {
   constexpr int kKeys = kAtOnce<NV>;
   int key = tile.low / kKeys * kKeys;
   if (!tile.masked)
     for (; key + kKeys <= tile.high; key += kKeys)
-      score_keys<T, NV, false>(g, tile, width, key, take);
-  for (; key < tile.high; key += kKeys) score_keys<T, NV, true>(g, tile, width, key, take);
+      score_keys<T, NV, false>(g, tile, plan, width, key, take);
+  for (; key < tile.high; key += kKeys)
+    score_keys<T, NV, true>(g, tile, plan, width, key, take);
 }
 
 // O^T <- alpha O^T + V^T P^T for kColumns columns of the values.
@@ -376,7 +401,7 @@ void watch_distance(Queries<T>& g, const Tile<T>& tile, const T* p, const T* alp
     int at = v * Lanes<T>::n;
     V here = load(position + at), sum{};
     for (int key = tile.low; key < tile.high; ++key) {
-      V way = here - spread(static_cast<T>(tile.first + key));
+      V way = here - spread(static_cast<T>(key));
       sum = fma(load(p + (key * NV) * Lanes<T>::n + at), larger(way, -way), sum);
     }
     T* d = g.state + kDistance * g.lanes + at;
@@ -384,22 +409,78 @@ void watch_distance(Queries<T>& g, const Tile<T>& tile, const T* p, const T* alp
   }
 }
 
+template <class T, int NV>
+void watch_groups(Queries<T>& g, const Tile<T>& tile, const Facts& facts, const T* p,
+                  const T* alpha) {
+  constexpr int n = Lanes<T>::n, kStep = NV * n;
+  for (int v = 0; v < NV; ++v) {
+    Vec<T> a = load(alpha + v * n);
+    T* masses = g.masses + v * n;
+    if (any(a != spread(T(1))))
+      for (int64_t i = 0; i < facts.group_count; ++i)
+        store(masses + i * kStep, load(masses + i * kStep) * a);
+    for (int key = tile.low; key < tile.high; ++key) {
+      T* mass = masses + facts.groups[tile.first + key] * kStep;
+      store(mass, load(mass) + load(p + key * kStep + v * n));
+    }
+  }
+}
+
+// Lanes whose random word is at least the threshold, from two halves of them for float.
+inline I64 kept(const U64* words, uint64_t threshold, double) {
+  return reinterpret_cast<I64>(words[0] >= threshold);
+}
+
+inline I32 kept(const U64* words, uint64_t threshold, float) {
+  I32 evens;
+  for (int i = 0; i < kBytes / 4; ++i) evens[i] = 2 * i;
+  return __builtin_shuffle(reinterpret_cast<I32>(words[0] >= threshold),
+                           reinterpret_cast<I32>(words[1] >= threshold), evens);
+}
+
+// Sets dropped weights to 0. Four keys share one counter; each lane has its query and head.
+template <class T, int NV>
+[[gnu::noinline]] void drop(const Tile<T>& tile, const Problem& problem, const uint64_t* counters,
+                            int64_t batch, T* p) {
+  constexpr int n = Lanes<T>::n, kHalves = 8 / sizeof(T), kWords = n / kHalves;
+  for (int v = 0; v < NV; ++v)
+    for (int key = tile.low / 4 * 4; key < tile.high; key += 4) {
+      U64 words[4][kHalves];
+      for (int half = 0; half < kHalves; ++half) {
+        const uint64_t* lane = counters + v * n + half * kWords;
+        U64 c[4];
+        c[0] = U64{} + static_cast<uint32_t>((tile.first + key) / 4);
+        __builtin_memcpy(&c[1], lane, kBytes);
+        __builtin_memcpy(&c[2], lane + NV * n, kBytes);
+        c[3] = U64{} + static_cast<uint32_t>(batch);
+        philox(c, problem.seed);
+        for (int i = 0; i < 4; ++i) words[i][half] = c[i];
+      }
+      for (int i = 0; i < 4; ++i) {
+        T* at = p + ((key + i) * NV + v) * n;
+        store(at, kept(words[i], problem.threshold, T{}) ? load(at) : Vec<T>{});
+      }
+    }
+}
+
 // Buffers of one worker for one tile: scores or weights, and numbers of each lane.
 template <class T>
 struct Buffers {
-  T *scores, *weights, *alpha, *moved, *ref, *position;
+  T *scores, *weights, *bias;
+  T *alpha, *moved, *ref, *position;
+  uint64_t* counters;  // query of each lane, then its head
 };
 
 // Scores, weights and mix of one tile. Exp is taken in registers as long as no lane's reference
 // has to move; then the tile is done again in two passes. What a lane gets does not depend on it.
 template <class T, int NV, bool kFacts>
 void step(Queries<T>& g, const Tile<T>& tile, const Plan<T>& plan, const Problem& problem,
-          const Buffers<T>& b) {
+          int64_t batch, const Buffers<T>& b) {
   using L = Lanes<T>;
   using V = Vec<T>;
   constexpr int kStep = NV * L::n;
   T* state = g.state;
-  V factor = spread(plan.factor), nothing = spread(kNothing<T>), one = spread(T(1));
+  V factor = spread(plan.unit.high), nothing = spread(kNothing<T>), one = spread(T(1));
   V best[NV];
   bool fresh = false;  // a lane that has seen nothing yet has no reference to take exp against
   for (int v = 0; v < NV; ++v) {
@@ -414,7 +495,7 @@ void step(Queries<T>& g, const Tile<T>& tile, const Plan<T>& plan, const Problem
   bool done = false;
   if (!fresh) {
     sums.begin(g, plan, b.ref);
-    score_tile<T, NV>(g, tile, problem.width, [&](int key, int v, V s) {
+    score_tile<T, NV>(g, tile, plan, problem.width, [&](int key, int v, V s) {
       best[v] = larger(s, best[v]);
       if (plan.top) store(b.scores + key * kStep + v * L::n, s);
       store(b.weights + key * kStep + v * L::n, sums.weigh(s, v));
@@ -425,20 +506,20 @@ void step(Queries<T>& g, const Tile<T>& tile, const Plan<T>& plan, const Problem
   }
   if (!done) {
     for (int v = 0; v < NV; ++v) best[v] = nothing;
-    score_tile<T, NV>(g, tile, problem.width, [&](int key, int v, V s) {
+    score_tile<T, NV>(g, tile, plan, problem.width, [&](int key, int v, V s) {
       best[v] = larger(s, best[v]);
       store(b.scores + key * kStep + v * L::n, s);
     });
     for (int v = 0; v < NV; ++v) {
-      T* kept = state + kRef * kStep + v * L::n;
-      V old = load(kept);
+      T* reference = state + kRef * kStep + v * L::n;
+      V old = load(reference);
       auto none = old == nothing;
       auto grows = none ? best[v] > nothing : (best[v] - old) * factor > spread(T(kSlack));
       V ref = grows ? best[v] : old;
-      V way = (old - ref) * factor;
-      store(kept, ref);
+      V way = larger(spread(plan.unit.lowest), old - ref);  // what moves farther counts 0
+      store(reference, ref);
       store(b.ref + v * L::n, ref == nothing ? V{} : ref);
-      store(b.alpha + v * L::n, grows ? exp2_lanes<T>(way) : one);
+      store(b.alpha + v * L::n, grows ? exp2_lanes<T>(way, plan.unit) : one);
       store(b.moved + v * L::n, grows && !none ? way : V{});
     }
     sums.begin(g, plan, b.ref);
@@ -461,6 +542,8 @@ void step(Queries<T>& g, const Tile<T>& tile, const Plan<T>& plan, const Problem
     store(most, larger(best[v], load(most)));
   }
   if (plan.distance) watch_distance<T, NV>(g, tile, b.weights, b.alpha, b.position);
+  if (problem.facts.groups) watch_groups<T, NV>(g, tile, problem.facts, b.weights, b.alpha);
+  if (problem.dropped) drop<T, NV>(tile, problem, b.counters, batch, b.weights);
   if (tile.masked && tile.spoilt)
     mix_tile<T, NV, true>(g, tile, b.weights, b.alpha, problem.value_width);
   else
@@ -469,20 +552,20 @@ void step(Queries<T>& g, const Tile<T>& tile, const Plan<T>& plan, const Problem
 
 template <class T>
 void step(Queries<T>& g, const Tile<T>& tile, const Plan<T>& plan, const Problem& problem,
-          const Buffers<T>& b) {
+          int64_t batch, const Buffers<T>& b) {
   switch (g.vectors * 2 + plan.facts) {
     case 2:
-      return step<T, 1, false>(g, tile, plan, problem, b);
+      return step<T, 1, false>(g, tile, plan, problem, batch, b);
     case 3:
-      return step<T, 1, true>(g, tile, plan, problem, b);
+      return step<T, 1, true>(g, tile, plan, problem, batch, b);
     case 4:
-      return step<T, 2, false>(g, tile, plan, problem, b);
+      return step<T, 2, false>(g, tile, plan, problem, batch, b);
     case 5:
-      return step<T, 2, true>(g, tile, plan, problem, b);
+      return step<T, 2, true>(g, tile, plan, problem, batch, b);
     case 6:
-      return step<T, 3, false>(g, tile, plan, problem, b);
+      return step<T, 3, false>(g, tile, plan, problem, batch, b);
     default:
-      return step<T, 3, true>(g, tile, plan, problem, b);
+      return step<T, 3, true>(g, tile, plan, problem, batch, b);
   }
 }
 

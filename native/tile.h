@@ -40,6 +40,20 @@ struct Panel {
   int64_t batch, kv_head, first, rows;
 };
 
+// What one item of the second pass adds up: some rows of one head over all keys.
+struct Part {
+  double* received;  // [keys], or null
+  int64_t* seers;
+  double* cell_sum;  // [rows of cells that these rows touch][columns], or null
+  double* cell_most;
+  int64_t first_row;  // of cells
+};
+
+// Which of `cells`, spread evenly over `length` places, holds a place.
+inline int64_t cell_of(int64_t place, int64_t cells, int64_t length) {
+  return ((place + 1) * cells - 1) / length;
+}
+
 struct Table {
   const char* name;
   int64_t most_rows;  // rows of the largest panel
@@ -55,6 +69,8 @@ struct Table {
   void (*merge)(const Problem&, int64_t rows, char* total, const char* part);
   void (*finish)(const Problem&, const Panel&, char* total);
   void (*weights)(const Problem&, const Block&, const Panel&, Scratch&);
+  // Adds what the rows of one head bring to the facts of the second pass.
+  void (*add_totals)(const Problem&, const Panel&, const Part&, Scratch&, Scratch&);
 };
 
 #define CHUMOKU_DECLARE(isa)               \

@@ -128,9 +128,9 @@ class Boolean:
 
 @dataclass(frozen=True)
 class Asked:
-    """A function of index arrays, to be asked block by block."""
+    """A mask whose function of index arrays is to be asked block by block."""
 
-    function: Callable[..., Any]
+    mask: Custom
 
 
 @dataclass(frozen=True)
@@ -535,7 +535,7 @@ class Custom(Mask):
         return broadcast(answer, (*shape.batch, shape.heads, rows.size, keys.size), "function")
 
     def lower(self, shape: Shape) -> Lowered:
-        return Asked(self.function)
+        return Asked(self)
 
 
 @dataclass(frozen=True, eq=False)

@@ -2,13 +2,28 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from math import prod
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from chumoku import _native
-from chumoku.mask import Asked, Band, Boolean, Equal, Joined, Lowered, Runs, position_offset
+from chumoku.mask import (
+    All,
+    Any_,
+    Asked,
+    Band,
+    Boolean,
+    Custom,
+    Equal,
+    Joined,
+    Lowered,
+    Mask,
+    Runs,
+    position_offset,
+)
 from chumoku.statistics import Statistics
 
 if TYPE_CHECKING:
@@ -16,108 +31,195 @@ if TYPE_CHECKING:
 
 name = "native"
 
+Reals = NDArray[Any]
 Ints = NDArray[np.int64]
+
+# A Custom mask is asked for as many scores at a time, and its answers to as many are held as bits.
+ASKED_SCORES = 2**20
+HELD_SCORES = 2**27
 
 
 def refuses(call: Call) -> str | None:
     """Why this kernel cannot serve the call, or None when it can."""
-    if call.query.dtype not in (np.float32, np.float64):
-        return f"it computes float32 and float64, not {call.query.dtype}"
-    options = {
-        "bias": call.bias is not None,
-        "softcap": call.softcap is not None,
-        "sinks": call.sinks is not None,
-        "dropout": call.dropout is not None,
-        "Watch(received=True)": call.watch.received,
-        "Watch(groups=...)": call.watch.groups is not None,
-        "Watch(picture=...)": call.watch.picture is not None,
-    }
-    for option, asked in options.items():
-        if asked:
-            return f"it does not know {option} yet"
-    if call.mask is not None and _asks(call.mask.lower(call.shape)):
-        return "it does not know Custom masks yet"
+    if call.query.dtype.name not in ("float64", "float32", "float16", "bfloat16"):
+        return f"it computes float64, float32, float16 and bfloat16, not {call.query.dtype}"
     return None
 
 
-def run(call: Call) -> tuple[NDArray[Any], Statistics]:
+def run(call: Call) -> tuple[Reals, Statistics]:
     """Output of shape (*batch, heads, queries, value_width), and what was watched."""
-    watch, dtype = call.watch, call.query.dtype
-    places = call.query.shape[:-1]
+    output = np.empty((*call.query.shape[:-1], call.value.shape[-1]), call.query.dtype)
+    facts = _empty_facts(call)
+    totals = _empty_totals(call)
+    rows = call.query.shape[-2]
+    for part in _slabs(call, np.arange(rows)):
+        if part.size == rows:
+            _attend(call, call.query, call.value, None, output, facts | totals)
+            continue
+        # Rows of their own: what a row gets does not depend on its neighbours.
+        own = np.s_[..., part[0] : part[-1] + 1, :]
+        some = {name: np.empty_like(_rows(fact, name)[own]) for name, fact in facts.items()}
+        some_output = np.empty_like(output[own])
+        given = {name: _squeezed(fact, name) for name, fact in some.items()}
+        _attend(call, call.query[own], call.value, part, some_output, given | totals)
+        output[own] = some_output
+        for name, fact in facts.items():
+            _rows(fact, name)[own] = some[name]
+    return output, _statistics(call, facts, totals)
+
+
+def weights(call: Call, rows: Ints, keys: Ints, lse: Reals | None) -> Reals:
+    """The block (*batch, heads, len(rows), len(keys)) of the weights."""
+    places = (*call.query.shape[:-2], rows.size)
+    block = np.empty((*places, keys.size), _real(call))
+    if block.size == 0:
+        return block
+    every = np.array_equal(keys, np.arange(call.key.shape[-2]))
+    for part in _slabs(call, np.arange(rows.size)):
+        some = rows[part]
+        query = call.query[..., some, :]
+        if lse is None:
+            known = np.empty((*places[:-1], some.size))
+            nothing = np.empty((*known.shape, 0), call.query.dtype)
+            _attend(call, query, call.key[..., :0], some, nothing, {"exact_lse": known})
+        else:
+            known = np.ascontiguousarray(lse[..., part], dtype=np.float64)
+        weighed = np.empty((*known.shape, keys.size), block.dtype)
+        options = _options(call, some)
+        if not every:
+            options["keys"] = keys
+        _native.weights(_plain(query), _plain(call.key), known, weighed, options)
+        block[..., part, :] = weighed
+    return block
+
+
+def _real(call: Call) -> np.dtype[Any]:
+    """The dtype of statistics and weights."""
+    return np.dtype(np.float64 if call.query.dtype == np.float64 else np.float32)
+
+
+def _empty_facts(call: Call) -> dict[str, Reals]:
+    """Memory for the facts of each row that are watched."""
+    watch, places, real = call.watch, call.query.shape[:-1], _real(call)
     names = ["lse", "max_logit"]
+    names += ["sink_weight"] * (call.sinks is not None)
     names += ["entropy"] * watch.entropy + ["saturation", "flow"] * watch.saturation
     names += ["distance"] * watch.distance
-    facts: dict[str, NDArray[Any]] = {fact: np.empty(places, dtype) for fact in names}
+    facts: dict[str, Reals] = {fact: np.empty(places, real) for fact in names}
+    if watch.groups is not None:
+        facts["group_mass"] = np.empty((*places, int(watch.groups.max(initial=-1)) + 1), real)
     if watch.top:
         facts["top_keys"] = np.empty((*places, watch.top), np.int64)
-        facts["top_weights"] = np.empty((*places, watch.top), dtype)
-    return _attend(call, call.query, call.value, None, facts), Statistics(**facts)
+        facts["top_weights"] = np.empty((*places, watch.top), real)
+    return facts
 
 
-def weights(call: Call, rows: Ints, keys: Ints, lse: NDArray[Any] | None) -> NDArray[Any]:
-    """The block (*batch, heads, len(rows), len(keys)) of the weights."""
-    query = call.query[..., rows, :]
-    block = np.empty((*query.shape[:-1], keys.size), call.query.dtype)
-    if lse is None:
-        lse = np.empty(query.shape[:-1])
-        _attend(call, query, call.key[..., :0], rows, {"exact_lse": lse})
-    if block.size:
-        _native.weights(
-            query,
-            call.key,
-            np.ascontiguousarray(lse, dtype=np.float64),
-            block,
-            call.scale,
-            _form(call),
-            call.query.shape[-2],
-            rows,
-            None if np.array_equal(keys, np.arange(call.key.shape[-2])) else keys,
-        )
-    return block
+def _rows(fact: Reals, name: str) -> Reals:
+    """A fact of each row with one axis after the rows."""
+    return fact if name in ("group_mass", "top_keys", "top_weights") else fact[..., None]
+
+
+def _squeezed(fact: Reals, name: str) -> Reals:
+    return fact if name in ("group_mass", "top_keys", "top_weights") else fact[..., 0]
+
+
+def _empty_totals(call: Call) -> dict[str, Reals]:
+    """Zeros for the facts that add up over the rows."""
+    *places, queries, _ = call.query.shape
+    keys, totals = call.key.shape[-2], {}
+    if call.watch.received:
+        totals["received"] = np.zeros((*places, keys))
+        totals["seers"] = np.zeros((*places, keys), np.int64)
+    if call.watch.picture is not None:
+        # A picture with more cells than there are places repeats them.
+        cells = (min(call.watch.picture[0], queries), min(call.watch.picture[1], keys))
+        totals["cell_sum"], totals["cell_most"] = np.zeros((2, *places, *cells))
+    return totals
+
+
+def _statistics(call: Call, facts: dict[str, Any], totals: dict[str, Reals]) -> Statistics:
+    real = _real(call)
+    if "received" in totals:
+        facts["received"] = totals["received"].astype(real)
+        share = totals["received"] / np.maximum(totals["seers"], 1)
+        facts["received_share"] = share.astype(real)
+    if call.watch.picture is not None:
+        facts["picture"] = _picture(call, totals)
+    return Statistics(**facts)
+
+
+def _picture(call: Call, totals: dict[str, Reals]) -> tuple[Reals, Reals]:
+    """Mean and largest weight of each cell of the picture that was asked for."""
+    assert call.watch.picture is not None
+    lengths = call.query.shape[-2], call.key.shape[-2]
+    if 0 in lengths:
+        empty = np.zeros((*call.query.shape[:-2], *call.watch.picture), _real(call))
+        return empty, empty.copy()
+    places, sizes = [], []
+    for asked, length in zip(call.watch.picture, lengths, strict=True):
+        cells = min(asked, length)
+        edges = np.arange(cells + 1) * length // cells
+        sizes.append(np.diff(edges))
+        places.append(np.arange(asked) * cells // asked)
+    mean = totals["cell_sum"] / (sizes[0][:, None] * sizes[1])
+    rows, columns = places
+    grid = np.s_[..., rows[:, None], columns]
+    return mean[grid].astype(_real(call)), totals["cell_most"][grid].astype(_real(call))
 
 
 def _attend(
     call: Call,
-    query: NDArray[Any],
-    value: NDArray[Any],
+    query: Reals,
+    value: Reals,
     rows: Ints | None,
-    facts: dict[str, NDArray[Any]],
-) -> NDArray[Any]:
-    """The output for these queries, which are those at `rows`; fills the facts."""
-    output = np.empty((*query.shape[:-1], value.shape[-1]), query.dtype)
-    position = None
+    output: Reals,
+    facts: dict[str, Reals],
+) -> None:
+    """Fills output and facts for these queries, which are those at `rows`."""
+    options = _options(call, rows)
     if "distance" in facts:
-        position = np.ascontiguousarray(position_offset(call.mask, call.shape)).reshape(-1)
-    top = facts["top_keys"].shape[-1] if "top_keys" in facts else 0
+        position = position_offset(call.mask, call.shape)
+        options["position"] = np.ascontiguousarray(position).reshape(-1)
+    if "group_mass" in facts:
+        options["groups"] = np.ascontiguousarray(call.watch.groups)
+    if call.dropout is not None:
+        rate, seed = call.dropout.rate, call.dropout.seed
+        options["dropout"] = (seed, round(rate * 2**32), 1 / (1 - rate))
     if query.shape[-3]:
-        _native.attention(
-            query,
-            call.key,
-            value,
-            output,
-            call.scale,
-            _form(call),
-            call.query.shape[-2],
-            rows,
-            position,
-            facts,
-            top,
-        )
-    return output
+        arrays = (_plain(a) for a in (query, call.key, value, output))
+        _native.attention(*arrays, options, facts)
 
 
-def _asks(lowered: Lowered) -> bool:
-    if isinstance(lowered, Joined):
-        return any(_asks(part) for part in lowered.parts)
-    return isinstance(lowered, Asked)
+def _options(call: Call, rows: Ints | None) -> dict[str, Any]:
+    """What decides the scores, as the binding reads it."""
+    options: dict[str, Any] = {
+        "dtype": call.query.dtype.name,
+        "scale": call.scale,
+        "queries": call.query.shape[-2],
+    }
+    if rows is not None:
+        options["rows"] = rows
+    if call.softcap is not None:
+        options["softcap"] = call.softcap
+    if call.bias is not None:
+        options["bias"] = _plain(call.bias)
+    if call.sinks is not None:
+        options["sinks"] = call.sinks.astype(np.float64)
+    if call.mask is not None:
+        options["mask"] = _node(call, call.mask.lower(call.shape), rows)
+    return options
 
 
-def _form(call: Call) -> tuple[Any, ...] | None:
+def _plain(array: Reals) -> Reals:
+    """16-bit floats as the integers of their bits: buffers know no bfloat16."""
+    return array.view(np.uint16) if array.dtype.itemsize == 2 else array
+
+
+# Masks
+
+
+def _node(call: Call, lowered: Lowered, rows: Ints | None) -> tuple[Any, ...]:
     """The lowered mask as the tuples that the binding reads."""
-    return None if call.mask is None else _node(call.mask.lower(call.shape))
-
-
-def _node(lowered: Lowered) -> tuple[Any, ...]:
     match lowered:
         case Band():
             fields = (
@@ -136,6 +238,46 @@ def _node(lowered: Lowered) -> tuple[Any, ...]:
         case Boolean(cells):
             return "boolean", cells
         case Joined(parts, every):
-            return "all" if every else "any", [_node(part) for part in parts]
-        case Asked():
-            raise AssertionError("a Custom mask is refused before it comes here")
+            return "all" if every else "any", [_node(call, part, rows) for part in parts]
+        case Asked(mask):
+            return "bits", _bits(call, mask, np.arange(call.shape.queries) if rows is None else rows)
+
+
+def _bits(call: Call, mask: Custom, rows: Ints) -> NDArray[Any]:
+    """A Custom mask's answers for these rows, one bit for each key, 64 in a word."""
+    shape = call.shape
+    words = -(-shape.keys // 64)
+    bits = np.zeros((*(1,) * (len(shape.batch) + 1), rows.size, 8 * words), np.uint8)
+    height = max(1, ASKED_SCORES // max(1, prod(shape.batch) * shape.heads * shape.keys))
+    for top in range(0, rows.size, height):
+        for left in range(0, shape.keys, ASKED_SCORES):
+            keys = np.arange(left, min(left + ASKED_SCORES, shape.keys))
+            answer = mask.allowed(shape, rows[top : top + height], keys)
+            # Batch entries and heads that are answered alike are held once.
+            alike = [slice(0, 1) if step == 0 else slice(None) for step in answer.strides[:-2]]
+            packed = np.packbits(answer[tuple(alike)], axis=-1, bitorder="little")
+            places = np.broadcast_shapes(bits.shape[:-2], packed.shape[:-2])
+            if places != bits.shape[:-2]:
+                bits = np.broadcast_to(bits, (*places, *bits.shape[-2:])).copy()
+            first = left // 8
+            bits[..., top : top + height, first : first + packed.shape[-1]] = packed
+    whole = (*shape.batch, shape.heads, rows.size, words)
+    return np.broadcast_to(bits.view(np.uint64), whole)
+
+
+def _slabs(call: Call, rows: Ints) -> Iterator[Ints]:
+    """The rows, in parts for which the answers of a Custom mask can be held as bits."""
+    if call.mask is None or not _asks(call.mask):
+        yield rows
+        return
+    shape = call.shape
+    height = HELD_SCORES // max(1, prod(shape.batch) * shape.heads * shape.keys)
+    height = max(64, height)
+    for first in range(0, max(1, rows.size), height):
+        yield rows[first : first + height]
+
+
+def _asks(mask: Mask) -> bool:
+    if isinstance(mask, (All, Any_)):
+        return any(_asks(part) for part in mask.parts)
+    return isinstance(mask, Custom)

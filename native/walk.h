@@ -1,0 +1,410 @@
+// Panels of queries: how their rows lie in the lanes, how keys, values and bias reach them, and what
+// they see of a tile. Included by tile.cc alone, once for each instruction set.
+#pragma once
+
+#include <algorithm>
+#include <type_traits>
+
+#include "mask.h"
+#include "step.h"
+#include "tile.h"
+
+namespace chumoku::CHUMOKU_ISA {
+namespace {
+
+// Rows of a panel: enough to use keys and values many times while they are in the cache.
+constexpr int64_t kMostRows = 144;
+constexpr int kMostGroups = 24;  // 144 rows of double in 128-bit vectors
+
+// Groups of queries that walk the keys together.
+template <class T>
+struct Walk {
+  const Problem& problem;
+  const Panel& panel;
+  Plan<T> plan;
+  Queries<T> groups[kMostGroups];
+  int count = 0;
+  Range seen;
+};
+
+template <class T>
+constexpr int64_t group_lanes(int64_t rows) {
+  return std::min<int64_t>(3, (rows + Lanes<T>::n - 1) / Lanes<T>::n) * Lanes<T>::n;
+}
+
+// State of `lanes` queries, in numbers of T.
+template <class T>
+int64_t state_size(const Problem& problem, int64_t lanes) {
+  return lanes * (problem.value_width + kFields + 2 * problem.facts.top + problem.facts.group_count);
+}
+
+template <class T>
+int64_t rows_state(const Problem& problem, int64_t rows) {
+  int64_t size = 0;
+  for (int64_t r = 0; r < rows; r += 3 * Lanes<T>::n)
+    size += state_size<T>(problem, group_lanes<T>(rows - r));
+  return size;
+}
+
+template <class T>
+size_t part_bytes(const Problem& problem, int64_t rows) {
+  return static_cast<size_t>(rows_state<T>(problem, rows)) * sizeof(T);
+}
+
+// Lays the groups' states over memory of part_bytes(); empty says whether to clear it.
+template <class T>
+int lay_out(const Problem& problem, int64_t rows, char* memory, Queries<T>* groups) {
+  T* at = reinterpret_cast<T*>(memory);
+  int count = 0;
+  for (int64_t r = 0; r < rows; r += 3 * Lanes<T>::n) {
+    Queries<T>& g = groups[count++];
+    g.lanes = static_cast<int>(group_lanes<T>(rows - r));
+    g.vectors = g.lanes / Lanes<T>::n;
+    g.used = static_cast<int>(std::min<int64_t>(g.lanes, rows - r));
+    g.o = at;
+    g.state = g.o + problem.value_width * g.lanes;
+    g.top = g.state + kFields * g.lanes;
+    g.top_keys = reinterpret_cast<typename Lanes<T>::Word*>(g.top + problem.facts.top * g.lanes);
+    g.masses = g.top + 2 * problem.facts.top * g.lanes;
+    at += state_size<T>(problem, g.lanes);
+  }
+  return count;
+}
+
+template <class T>
+void clear_group(const Problem& problem, Queries<T>& g) {
+  std::fill_n(g.o, problem.value_width * g.lanes, T(0));
+  std::fill_n(g.state, kFields * g.lanes, T(0));
+  std::fill_n(g.state + kRef * g.lanes, g.lanes, kNothing<T>);
+  std::fill_n(g.state + kMax * g.lanes, g.lanes, kNothing<T>);
+  std::fill_n(g.top, problem.facts.top * g.lanes, kNothing<T>);
+  std::fill_n(g.top_keys, problem.facts.top * g.lanes, typename Lanes<T>::Word{-1});
+  std::fill_n(g.masses, problem.facts.group_count * g.lanes, T(0));
+}
+
+template <class T>
+void clear(const Problem& problem, int64_t rows, char* total) {
+  Queries<T> groups[kMostGroups];
+  int count = lay_out<T>(problem, rows, total, groups);
+  for (int i = 0; i < count; ++i) clear_group(problem, groups[i]);
+}
+
+struct Row {
+  int64_t head, row;
+};
+
+inline Row row_of(const Problem& problem, const Panel& panel, int64_t r) {
+  int64_t group = problem.heads / problem.kv_heads, at = panel.first + r;
+  return {panel.kv_head * group + at / problem.rows, at % problem.rows};
+}
+
+// Numbers of any dtype, `step` bytes apart and not necessarily aligned.
+template <class S, class T, class Convert>
+inline void read_each(const char* from, int64_t step, int64_t count, T* to, const Convert& convert) {
+  for (int64_t i = 0; i < count; ++i) {
+    S x;
+    std::memcpy(&x, from + i * step, sizeof x);
+    to[i] = convert(x);
+  }
+}
+
+template <class T>
+void read_row(const Problem& problem, const char* from, int64_t step, int64_t count, T* to) {
+  if constexpr (sizeof(T) == 8) {
+    read_each<double>(from, step, count, to, [](double x) { return x; });
+  } else {
+    switch (problem.dtype) {
+      case Dtype::f16:
+        if (step == 2) return widen_halves(from, count, to);
+        return read_each<uint16_t>(from, step, count, to, from_half);
+      case Dtype::bf16:
+        if (step == 2) return widen_brains(from, count, to);
+        return read_each<uint16_t>(from, step, count, to, from_brain);
+      default:
+        read_each<float>(from, step, count, to, [](float x) { return x; });
+    }
+  }
+}
+
+// to[c * stride + r] = rows[r][c] for as many rows as a 128-bit vector has numbers, and back.
+// Rows need not be aligned.
+template <class T>
+void transpose_in(const char* const* rows, int64_t columns, T* to, int64_t stride) {
+  constexpr int n = 16 / sizeof(T);
+  int64_t c = 0;
+  for (; c + n <= columns; c += n) {
+    Short<T> x[n];
+    for (int r = 0; r < n; ++r) std::memcpy(&x[r], rows[r] + c * sizeof(T), 16);
+    turn(x);
+    for (int r = 0; r < n; ++r) std::memcpy(to + (c + r) * stride, &x[r], 16);
+  }
+  for (; c < columns; ++c)
+    for (int r = 0; r < n; ++r)
+      std::memcpy(to + c * stride + r, rows[r] + c * sizeof(T), sizeof(T));
+}
+
+// The same from rows of any dtype and step. `copy` holds four rows.
+template <class T>
+void turn_rows(const Problem& problem, const char* const* rows, int64_t step, int64_t columns,
+               T* to, int64_t stride, T* copy) {
+  constexpr int n = 16 / sizeof(T);
+  if (problem.item() == sizeof(T) && step == sizeof(T))
+    return transpose_in(rows, columns, to, stride);
+  const char* copied[n];
+  for (int r = 0; r < n; ++r) {
+    read_row(problem, rows[r], step, columns, copy + r * columns);
+    copied[r] = reinterpret_cast<const char*>(copy + r * columns);
+  }
+  transpose_in(copied, columns, to, stride);
+}
+
+template <class T>
+void transpose_out(const T* from, int64_t stride, char* const* rows, int64_t columns) {
+  constexpr int n = 16 / sizeof(T);
+  int64_t c = 0;
+  for (; c + n <= columns; c += n) {
+    Short<T> x[n];
+    for (int r = 0; r < n; ++r) std::memcpy(&x[r], from + (c + r) * stride, 16);
+    turn(x);
+    for (int r = 0; r < n; ++r) std::memcpy(rows[r] + c * sizeof(T), &x[r], 16);
+  }
+  for (; c < columns; ++c)
+    for (int r = 0; r < n; ++r)
+      std::memcpy(rows[r] + c * sizeof(T), from + c * stride + r, sizeof(T));
+}
+
+// A lane without a row of its own has the last one's query.
+template <class T>
+void pack_queries(const Problem& problem, const Panel& panel, const Plan<T>& plan, int64_t first,
+                  Queries<T>& g, T* copy) {
+  constexpr int n = 16 / sizeof(T);
+  for (int lane = 0; lane < g.lanes; lane += n) {
+    const char* rows[n];
+    for (int i = 0; i < n; ++i) {
+      Row row = row_of(problem, panel, first + std::min(lane + i, g.used - 1));
+      rows[i] = problem.query.at(panel.batch, row.head, row.row);
+    }
+    turn_rows(problem, rows, problem.query.column, problem.width, g.q + lane, g.lanes, copy);
+  }
+  if (plan.sign < 0)
+    for (int64_t i = 0; i < problem.width * g.lanes; ++i) g.q[i] = -g.q[i];
+}
+
+template <class T>
+Place place_of(const Walk<T>& walk, const Queries<T>& g, int lane) {
+  Row row = row_of(walk.problem, walk.panel, g.first + std::min(lane, g.used - 1));
+  return {walk.panel.batch, row.head, walk.problem.query_of(row.row), row.row};
+}
+
+template <class T>
+struct Room {
+  T *packed, *k, *v, *copy;
+  Buffers<T> buffers;
+  typename Lanes<T>::Word* words;
+  char* states[2];
+};
+
+// Cuts one worker's memory into its parts.
+template <class T>
+Room<T> room_of(const Problem& problem, int64_t rows, Scratch& scratch) {
+  constexpr int64_t kLine = 64, kItem = sizeof(T);
+  int64_t lanes = 3 * Lanes<T>::n, padded = (rows + lanes - 1) / lanes * lanes;
+  int64_t tile = (kTile + 8) * lanes * kItem;
+  int64_t state = static_cast<int64_t>(part_bytes<T>(problem, rows));
+  int64_t sizes[] = {padded * problem.width * kItem,
+                     kTile * problem.width * kItem,
+                     kTile * problem.value_width * kItem,
+                     4 * std::max<int64_t>(problem.width, kTile) * kItem,
+                     tile,
+                     tile,
+                     problem.biased ? tile : 0,
+                     4 * lanes * kItem,
+                     2 * lanes * 8,
+                     lanes * 8,
+                     state,
+                     state};
+  constexpr int kParts = sizeof sizes / sizeof *sizes;
+  int64_t total = 0;
+  for (int64_t size : sizes) total += (size + kLine - 1) / kLine * kLine;
+  char* at = scratch.get(static_cast<size_t>(total));
+  char* parts[kParts];
+  for (int i = 0; i < kParts; ++i) {
+    parts[i] = at;
+    at += (sizes[i] + kLine - 1) / kLine * kLine;
+  }
+  auto numbers = [&](int i) { return reinterpret_cast<T*>(parts[i]); };
+  T* per_lane = numbers(7);
+  return {numbers(0),
+          numbers(1),
+          numbers(2),
+          numbers(3),
+          {numbers(4), numbers(5), numbers(6), per_lane, per_lane + lanes, per_lane + 2 * lanes,
+           per_lane + 3 * lanes, reinterpret_cast<uint64_t*>(parts[8])},
+          reinterpret_cast<typename Lanes<T>::Word*>(parts[9]),
+          {parts[10], parts[11]}};
+}
+
+// Lays out the groups, packs their queries and finds the keys they may see.
+template <class T>
+void begin(Walk<T>& walk, char* states, T* packed, T* copy) {
+  const Problem& problem = walk.problem;
+  walk.count = lay_out<T>(problem, walk.panel.rows, states, walk.groups);
+  walk.seen = {problem.keys, 0};
+  int64_t first = 0;
+  for (int i = 0; i < walk.count; ++i) {
+    Queries<T>& g = walk.groups[i];
+    g.first = first;
+    g.q = packed;
+    pack_queries(problem, walk.panel, walk.plan, first, g, copy);
+    packed += problem.width * g.lanes;
+    first += g.used;
+    g.seen = {0, problem.keys};
+    g.solid = g.seen;
+    if (problem.mask) {
+      g.seen = {problem.keys, 0};
+      for (int lane = 0; lane < g.used; ++lane) {
+        Place place = place_of(walk, g, lane);
+        Range some = hull(*problem.mask, place), all = solid(*problem.mask, place);
+        g.solid = {std::max(g.solid.start, all.start), std::min(g.solid.stop, all.stop)};
+        if (!some.empty())
+          g.seen = {std::min(g.seen.start, some.start), std::max(g.seen.stop, some.stop)};
+      }
+    }
+    if (!g.seen.empty())
+      walk.seen = {std::min(walk.seen.start, g.seen.start), std::max(walk.seen.stop, g.seen.stop)};
+  }
+}
+
+// Rows of keys or values that vectors can be broadcast from: where they are when the columns lie
+// side by side, else copied here.
+template <class T>
+const T* rows_from(const Problem& problem, const View& view, const Panel& panel,
+                   const int64_t* index, int64_t first, int64_t count, int64_t width, T* copy,
+                   int64_t* stride) {
+  const char* from = view.at(panel.batch, panel.kv_head, 0);
+  bool aligned =
+      (reinterpret_cast<uintptr_t>(from) | static_cast<uintptr_t>(view.row)) % sizeof(T) == 0;
+  if (!index && aligned && problem.item() == sizeof(T) &&
+      (view.column == sizeof(T) || width == 1)) {
+    *stride = view.row / static_cast<int64_t>(sizeof(T));
+    return reinterpret_cast<const T*>(from + first * view.row);
+  }
+  *stride = width;
+  for (int64_t j = 0; j < count; ++j)
+    read_row(problem, from + (index ? index[first + j] : first + j) * view.row, view.column, width,
+             copy + j * width);
+  return copy;
+}
+
+template <class T>
+bool all_finite(const T* rows, int64_t stride, int64_t count, int64_t width) {
+  T sum = 0;
+  for (int64_t j = 0; j < count; ++j)
+    for (int64_t d = 0; d < width; ++d) sum += rows[j * stride + d] * T(0);
+  return sum == 0;
+}
+
+template <class T>
+inline void put_word(typename Lanes<T>::Word* words, int lanes, int lane, uint64_t bits) {
+  words[lane] = static_cast<typename Lanes<T>::Word>(bits);
+  if (sizeof(T) == 4) words[lanes + lane] = static_cast<typename Lanes<T>::Word>(bits >> 32);
+}
+
+template <class T>
+inline uint64_t word_of(const typename Lanes<T>::Word* words, int lanes, int lane) {
+  uint64_t bits = static_cast<std::make_unsigned_t<typename Lanes<T>::Word>>(words[lane]);
+  if (sizeof(T) == 4) bits |= uint64_t{static_cast<uint32_t>(words[lanes + lane])} << 32;
+  return bits;
+}
+
+// The bias of a tile, a row for each key. Returns whether -inf hides anything.
+template <class T>
+bool read_bias(const Walk<T>& walk, const Queries<T>& g, int64_t first, int count,
+               const int64_t* index, T* bias, T* copy) {
+  constexpr int n = 16 / sizeof(T);
+  const Problem& problem = walk.problem;
+  const View& view = problem.bias;
+  for (int lane = 0; lane < g.lanes; lane += n) {
+    const char* rows[n];
+    for (int i = 0; i < n; ++i) {
+      Place place = place_of(walk, g, lane + i);
+      rows[i] = view.at(place.batch, place.head, place.query) + (index ? 0 : first * view.column);
+    }
+    if (!index) {
+      turn_rows(problem, rows, view.column, count, bias + lane, g.lanes, copy);
+      continue;
+    }
+    for (int j = 0; j < count; ++j)
+      for (int i = 0; i < n; ++i)
+        read_row(problem, rows[i] + index[first + j] * view.column, 0, 1,
+                 bias + j * g.lanes + lane + i);
+  }
+  typename Lanes<T>::M hides{};
+  for (int64_t i = 0; i < int64_t{count} * g.lanes; i += Lanes<T>::n)
+    hides |= load(bias + i) == spread(kNothing<T>);
+  return any(hides);
+}
+
+// Clears the bits of keys at which a bias of -inf stands.
+template <class T>
+void hide_by_bias(const T* bias, int lanes, int count, typename Lanes<T>::Word* words) {
+  using M = typename Lanes<T>::M;
+  constexpr int kBits = 8 * sizeof(T);
+  for (int at = 0; at < lanes; at += Lanes<T>::n)
+    for (int first = 0; first < count; first += kBits) {
+      M hidden{}, seen;
+      for (int j = first; j < std::min(count, first + kBits); ++j)
+        hidden |= (load(bias + j * lanes + at) == spread(kNothing<T>)) &
+                  static_cast<typename Lanes<T>::Word>(uint64_t{1} << (j - first));
+      typename Lanes<T>::Word* word = words + first / kBits * lanes + at;
+      __builtin_memcpy(&seen, word, sizeof seen);
+      seen &= ~hidden;
+      __builtin_memcpy(word, &seen, sizeof seen);
+    }
+}
+
+// Which keys of the tile the group's lanes see. False when none does.
+template <class T>
+bool look(const Walk<T>& walk, const Queries<T>& g, int64_t first, int count, const int64_t* index,
+          const Room<T>& room, Tile<T>* tile) {
+  uint64_t whole = low_bits(count), some = 0, every = whole;
+  bool inside = !index && g.solid.start <= first && first + count <= g.solid.stop;
+  if (inside || !walk.problem.mask) {
+    if (count < kTile || walk.problem.biased)
+      for (int lane = 0; lane < g.lanes; ++lane) put_word<T>(room.words, g.lanes, lane, whole);
+    some = whole;
+  } else {
+    const Mask& mask = *walk.problem.mask;
+    for (int lane = 0; lane < g.lanes; ++lane) {
+      Place place = place_of(walk, g, lane);
+      uint64_t bits = 0;
+      if (index)
+        for (int j = 0; j < count; ++j) bits |= word(mask, place, index[first + j], 1) << j;
+      else
+        bits = word(mask, place, first, count);
+      put_word<T>(room.words, g.lanes, lane, bits);
+      some |= bits;
+      every &= bits;
+    }
+  }
+  tile->bias = walk.problem.biased ? room.buffers.bias : nullptr;
+  if (some && tile->bias &&
+      read_bias(walk, g, first, count, index, room.buffers.bias, room.copy)) {
+    hide_by_bias(room.buffers.bias, g.lanes, count, room.words);
+    some = 0;
+    for (int lane = 0; lane < g.lanes; ++lane) {
+      uint64_t bits = word_of<T>(room.words, g.lanes, lane);
+      some |= bits;
+      every &= bits;
+    }
+  }
+  tile->words = room.words;
+  tile->first = first;
+  tile->masked = every != whole;
+  tile->low = some ? __builtin_ctzll(some) : 0;
+  tile->high = some ? 64 - __builtin_clzll(some) : 0;
+  return some != 0;
+}
+
+}  // namespace
+}  // namespace chumoku::CHUMOKU_ISA
