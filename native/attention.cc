@@ -20,14 +20,14 @@ struct Isa {
 const std::vector<Isa>& isas() {
   static const std::vector<Isa> all = {
 #if defined(__x86_64__)
-      {&avx512::table_f32, &avx512::table_f64,
-       __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-           __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq")},
-      {&avx2::table_f32, &avx2::table_f64,
-       __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
-           __builtin_cpu_supports("f16c")},
+    {&avx512::table_f32, &avx512::table_f64,
+     __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+         __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq")},
+    {&avx2::table_f32, &avx2::table_f64,
+     __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
+         __builtin_cpu_supports("f16c")},
 #endif
-      {&baseline::table_f32, &baseline::table_f64, true},
+    {&baseline::table_f32, &baseline::table_f64, true},
   };
   return all;
 }
@@ -145,8 +145,7 @@ struct Item {
     int64_t per_head = (p.rows + rows - 1) / rows, group = p.heads / p.kv_heads;
     head = index / per_head;
     int64_t first = index % per_head * rows, h = head % p.heads;
-    panel = {head / p.heads, h / group, h % group * p.rows + first,
-             std::min(rows, p.rows - first)};
+    panel = {head / p.heads, h / group, h % group * p.rows + first, std::min(rows, p.rows - first)};
     const Totals& t = p.totals;
     int64_t keys = t.received ? p.keys : 0;
     if (t.cell_sum) {

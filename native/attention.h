@@ -83,13 +83,13 @@ struct Problem {
   const int64_t* position = nullptr;   // per batch entry: key position of query 0, for distance
   const Mask* mask = nullptr;
   double scale = 1.0;
-  double softcap = 0;             // 0: none
-  bool biased = false;            // `bias` is added to the scores: (batch, heads, queries, keys)
+  double softcap = 0;   // 0: none
+  bool biased = false;  // `bias` is added to the scores: (batch, heads, queries, keys)
   View bias;
   const double* sinks = nullptr;  // one for each head
   bool dropped = false;           // weights whose random word is below the threshold count as 0,
   uint64_t seed = 0, threshold = 0;
-  double kept_factor = 1;         // and the others this many times
+  double kept_factor = 1;  // and the others this many times
   Facts facts;
   Totals totals;
   char* recall = nullptr;  // for the second pass: reference and 1 / sum of each row

@@ -249,9 +249,9 @@ inline void philox(U64 (&c)[4], uint64_t seed) {
   uint32_t k0 = static_cast<uint32_t>(seed), k1 = static_cast<uint32_t>(seed >> 32);
   for (int round = 0; round < 10; ++round) {
     U64 p0 = multiply_low(c[0], first), p1 = multiply_low(c[2], second);
-    c[0] = (p1 >> 32) ^ c[1] ^ uint64_t{k0};
+    c[0] = (p1 >> 32) ^ c[1] ^ uint64_t { k0 };
     c[1] = p1 & kLow;
-    c[2] = (p0 >> 32) ^ c[3] ^ uint64_t{k1};
+    c[2] = (p0 >> 32) ^ c[3] ^ uint64_t { k1 };
     c[3] = p0 & kLow;
     k0 += 0x9E3779B9u;
     k1 += 0xBB67AE85u;
@@ -267,8 +267,7 @@ inline float from_half(uint16_t half) {
   // The exponent is moved by a product, which makes subnormal halves normal on the way.
   uint32_t bits = uint32_t{half} << 13 & 0x0fffe000u, sign = uint32_t{half} << 16 & 0x80000000u;
   float x;
-  if (bits >= 0x0f800000u)
-    bits |= 0x7f800000u;  // infinity and NaN
+  if (bits >= 0x0f800000u) bits |= 0x7f800000u;  // infinity and NaN
   std::memcpy(&x, &bits, 4);
   if (bits < 0x7f800000u) x *= 5.192296858534828e33f;  // 2^112
   std::memcpy(&bits, &x, 4);

@@ -215,8 +215,8 @@ template <class T, int NV>
 
 // Dot products of kAtOnce keys with the group's queries, in registers, then handed to `take`.
 template <class T, int NV, bool kMasked, class Take>
-inline void score_keys(const Queries<T>& g, const Tile<T>& tile, const Plan<T>& plan,
-                       int64_t width, int key, const Take& take) {
+inline void score_keys(const Queries<T>& g, const Tile<T>& tile, const Plan<T>& plan, int64_t width,
+                       int key, const Take& take) {
   using V = Vec<T>;
   constexpr int kKeys = kAtOnce<NV>, kStep = NV * Lanes<T>::n;
   const T* row[kKeys];
@@ -243,15 +243,14 @@ inline void score_keys(const Queries<T>& g, const Tile<T>& tile, const Plan<T>& 
 
 // Every key of the tile that some lane sees.
 template <class T, int NV, class Take>
-inline void score_tile(const Queries<T>& g, const Tile<T>& tile, const Plan<T>& plan,
-                       int64_t width, const Take& take) {
+inline void score_tile(const Queries<T>& g, const Tile<T>& tile, const Plan<T>& plan, int64_t width,
+                       const Take& take) {
   constexpr int kKeys = kAtOnce<NV>;
   int key = tile.low / kKeys * kKeys;
   if (!tile.masked)
     for (; key + kKeys <= tile.high; key += kKeys)
       score_keys<T, NV, false>(g, tile, plan, width, key, take);
-  for (; key < tile.high; key += kKeys)
-    score_keys<T, NV, true>(g, tile, plan, width, key, take);
+  for (; key < tile.high; key += kKeys) score_keys<T, NV, true>(g, tile, plan, width, key, take);
 }
 
 // O^T <- alpha O^T + V^T P^T for kColumns columns of the values.

@@ -154,8 +154,7 @@ void write_facts(const Problem& problem, const Plan<T>& plan, const Queries<T>& 
     double away = rest * end.share + end.sink_weight;
     double squares = field(kSquares) * end.share * end.share;
     lead *= end.share;
-    put(f.entropy, at,
-        none ? 0 : (mass * end.log_sum - plan.scale * field(kShifted)) * end.share);
+    put(f.entropy, at, none ? 0 : (mass * end.log_sum - plan.scale * field(kShifted)) * end.share);
     put(f.saturation, at, none ? 0 : lead * lead + squares);
     put(f.flow, at, none ? 0 : away - away * away + rest * end.share - squares);
   }
@@ -191,8 +190,8 @@ void divide(const Problem& problem, const Panel& panel, const Plan<T>& plan, con
     shares[lane] = sum == 0 ? 0 : 1 / sum;
     int64_t head = row_of(problem, panel, g.first + std::min(lane, g.used - 1)).head;
     if (problem.sinks && sum != 0)
-      shares[lane] = static_cast<T>(
-          ending_of(problem, head, double{sum}, double{ref} * plan.scale).share);
+      shares[lane] =
+          static_cast<T>(ending_of(problem, head, double{sum}, double{ref} * plan.scale).share);
   }
   for (int at = 0; at < g.lanes; at += Lanes<T>::n) {
     Vec<T> share, none = load(g.state + kSum * g.lanes + at);

@@ -1,6 +1,6 @@
-// The second pass: facts that add up over the rows and need the final weights. Weights are taken from
-// scores once more, now with what every row's weights are divided by. Included by tile.cc alone, once
-// for each instruction set.
+// The second pass: facts that add up over the rows and need the final weights. Weights are taken
+// from scores once more, now with what every row's weights are divided by. Included by tile.cc
+// alone, once for each instruction set.
 #pragma once
 
 #include "pool.h"
@@ -53,8 +53,7 @@ void add_cells(const Problem& problem, const Queries<T>& g, const Tile<T>& tile,
   const Totals& t = problem.totals;
   for (int key = tile.low; key < tile.high;) {
     int64_t column = cell_of(tile.first + key, t.cell_columns, problem.keys), stop = key;
-    while (stop < tile.high &&
-           cell_of(tile.first + stop, t.cell_columns, problem.keys) == column)
+    while (stop < tile.high && cell_of(tile.first + stop, t.cell_columns, problem.keys) == column)
       ++stop;
     for (int at = 0; at < g.used; at += Lanes<T>::n) {
       Vec<T> sum{}, most{};

@@ -1,5 +1,5 @@
-// Panels of queries: how their rows lie in the lanes, how keys, values and bias reach them, and what
-// they see of a tile. Included by tile.cc alone, once for each instruction set.
+// Panels of queries: how their rows lie in the lanes, how keys, values and bias reach them, and
+// what they see of a tile. Included by tile.cc alone, once for each instruction set.
 #pragma once
 
 #include <algorithm>
@@ -35,7 +35,8 @@ constexpr int64_t group_lanes(int64_t rows) {
 // State of `lanes` queries, in numbers of T.
 template <class T>
 int64_t state_size(const Problem& problem, int64_t lanes) {
-  return lanes * (problem.value_width + kFields + 2 * problem.facts.top + problem.facts.group_count);
+  return lanes *
+         (problem.value_width + kFields + 2 * problem.facts.top + problem.facts.group_count);
 }
 
 template <class T>
@@ -100,7 +101,8 @@ inline Row row_of(const Problem& problem, const Panel& panel, int64_t r) {
 
 // Numbers of any dtype, `step` bytes apart and not necessarily aligned.
 template <class S, class T, class Convert>
-inline void read_each(const char* from, int64_t step, int64_t count, T* to, const Convert& convert) {
+inline void read_each(const char* from, int64_t step, int64_t count, T* to,
+                      const Convert& convert) {
   for (int64_t i = 0; i < count; ++i) {
     S x;
     std::memcpy(&x, from + i * step, sizeof x);
@@ -388,8 +390,7 @@ bool look(const Walk<T>& walk, const Queries<T>& g, int64_t first, int count, co
     }
   }
   tile->bias = walk.problem.biased ? room.buffers.bias : nullptr;
-  if (some && tile->bias &&
-      read_bias(walk, g, first, count, index, room.buffers.bias, room.copy)) {
+  if (some && tile->bias && read_bias(walk, g, first, count, index, room.buffers.bias, room.copy)) {
     hide_by_bias(room.buffers.bias, g.lanes, count, room.words);
     some = 0;
     for (int lane = 0; lane < g.lanes; ++lane) {

@@ -23,7 +23,12 @@ bfloat16 = np.dtype(ml_dtypes.bfloat16)
 FLOAT32, FLOAT64, FLOAT16 = np.dtype(np.float32), np.dtype(np.float64), np.dtype(np.float16)
 DTYPES = (FLOAT32, FLOAT64, FLOAT16, bfloat16)
 
-EVERYTHING = Watch(top=5, entropy=True, saturation=True, distance=True)
+EVERYTHING = Watch(top=5, entropy=True, saturation=True, distance=True, received=True)
+
+
+def everything(keys: int) -> Watch:
+    """All that can be watched at once, for so many keys."""
+    return replace(EVERYTHING, groups=np.arange(keys) * 7 % 5, picture=(5, 8))
 
 
 @dataclass(frozen=True)

@@ -15,6 +15,7 @@ from cases import (
     Case,
     assert_close,
     call,
+    everything,
     one_head,
     poisoned_memory,
     run,
@@ -119,9 +120,76 @@ OPTIONS = {
 }
 
 
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("option", OPTIONS)
-def test_options(kernel, option):
-    assert_close(kernel, call(*SMALL.arrays(), **OPTIONS[option], watch=EVERYTHING))
+def test_options(kernel, option, dtype):
+    given = dict(OPTIONS[option])
+    with np.errstate(over="ignore"):  # finfo.min of float32 is -inf in float16
+        given |= {n: given[n].astype(dtype) for n in ("bias", "sinks") if n in given}
+    assert_close(kernel, call(*SMALL.arrays(dtype), **given, watch=everything(70)))
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_layouts_of_the_bias(kernel, layout, dtype):
+    bias = LAYOUTS[layout](rng.standard_normal((2, 4, 33, 70)).astype(dtype))
+    made = call(*SMALL.arrays(dtype), bias=bias, mask=Window(9, 3), watch=EVERYTHING)
+    assert_close(kernel, made)
+
+
+@pytest.mark.parametrize("options", [{}, {"softcap": 2.0, "sinks": np.array([0, 1, 2, 3.0])}])
+@pytest.mark.parametrize("case", [Case((2, 4, 200, 8), (2, 2, 2300, 8), 6), one_head(2, 4000, 8, 8)])
+def test_options_over_many_chunks_of_keys(kernel, case, options):
+    """Everything at once, where keys are split over threads and chunks are joined."""
+    q, k, v = case.arrays(FLOAT64)
+    heads, keys = (1, *case.query)[-3], case.key[-2]
+    sinks = options.get("sinks", np.zeros(4))[:heads]
+    bias = rng.standard_normal((case.query[-2], keys))
+    bias[rng.random(bias.shape) < 0.2] = -np.inf
+    made = call(
+        *(q, k, v),
+        **options | {"sinks": sinks, "bias": bias},
+        dropout=Dropout(0.4, seed=2**63 + 5),
+        mask=Causal() | Prefix(70),
+        watch=everything(keys),
+    )
+    assert_close(kernel, made)
+
+
+CUSTOM = {
+    "of all indices": lambda b, h, i, j: (i * 3 + j * 7 + h + b) % 5 != 0,
+    "of the key alone": lambda b, h, i, j: j % 3 == 1,
+    "of query and key": lambda b, h, i, j: i + 37 >= j,
+    "of the head alone": lambda b, h, i, j: h > 1,
+    "of nothing": lambda b, h, i, j: np.array(True),
+    "nothing": lambda b, h, i, j: i < j - 1000,
+}
+
+
+@pytest.mark.parametrize("joined", [None, "and", "or"])
+@pytest.mark.parametrize("function", CUSTOM)
+def test_custom_masks(kernel, function, joined):
+    mask = Custom(CUSTOM[function])
+    mask = {None: mask, "and": Causal() & mask, "or": mask | Window(3, 3)}[joined]
+    made = call(*SMALL.arrays(), mask=mask, watch=everything(70))
+    assert_close(kernel, made)
+    rows, keys = np.array([32, 0, 5, 5]), np.array([69, 0, 12, 13, 30, 0])
+    p = reference.weights(made, rows, keys, None)
+    run(kernel, made)
+    with poisoned_memory():
+        assert np.abs(kernel.weights(made, rows, keys, None) - p).max() < 2e-6
+
+
+def test_a_custom_mask_is_asked_in_blocks(kernel):
+    asked = []
+
+    def function(b, h, i, j):
+        asked.append((i.size, j.size))
+        return (i + j) % 2 == 0
+
+    made = call(*Case((2, 100, 4), (1, 20_000, 4), 4).arrays(), mask=Custom(function))
+    assert_close(kernel, made)
+    assert len(asked) < 100
 
 
 @pytest.mark.parametrize(
@@ -129,14 +197,25 @@ def test_options(kernel, option):
     [
         Watch(received=True),
         Watch(groups=np.arange(70) % 5),
+        Watch(groups=np.full(70, 3)),
         Watch(picture=(5, 8)),
         Watch(picture=(40, 100)),
         Watch(top=100),
     ],
-    ids=["received", "groups", "picture", "picture with more cells", "more than there are"],
+    ids=["received", "groups", "empty groups", "picture", "picture with more cells", "more than there are"],
 )
-def test_facts_of_all_rows(kernel, watch):
-    assert_close(kernel, call(*SMALL.arrays(), mask=Causal(), watch=watch))
+@pytest.mark.parametrize("mask", [None, Causal(), Causal(-5), Documents([0] * 33, [0, 1] * 35)])
+def test_facts_of_all_rows(kernel, watch, mask):
+    assert_close(kernel, call(*SMALL.arrays(), mask=mask, watch=watch))
+
+
+def test_masses_received_add_up_to_the_rows_that_see_something(kernel):
+    made = call(*SMALL.arrays(), mask=Causal(-5), watch=Watch(received=True))
+    _, seen = run(kernel, made)
+    assert np.abs(seen.received.sum(axis=-1) - 28).max() < 1e-5
+    seers = np.minimum(28, np.maximum(0, 28 - np.arange(70)))
+    assert np.abs(seen.received_share * seers - seen.received).max() < 1e-5
+    assert (seen.received_share[..., seers == 0] == 0).all()
 
 
 def test_equal_logits_go_to_the_lower_key(kernel):
@@ -174,7 +253,8 @@ def test_what_is_hidden_cannot_be_felt(kernel, mask, dtype, wild):
         output, seen = run(kernel, replace(clean, key=dirty_k, value=dirty_v))
         assert np.array_equal(output[..., row, :], wanted[..., row, :])
         for name, fact in seen.facts().items():
-            assert np.array_equal(fact[:, :, row], getattr(facts, name)[:, :, row]), name
+            if not name.startswith("received"):  # these are of the keys
+                assert np.array_equal(fact[:, :, row], getattr(facts, name)[:, :, row]), name
 
 
 def test_nan_reaches_exactly_the_rows_that_see_it(kernel):
@@ -246,6 +326,21 @@ def test_large_logits_do_not_overflow(kernel, large):
     assert np.isfinite(seen.lse).all()
 
 
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_weights_with_every_option(kernel, dtype):
+    given = dict(OPTIONS["all"], dropout=None)
+    given |= {n: given[n].astype(dtype) for n in ("bias", "sinks")}
+    made = call(*SMALL.arrays(dtype), **given)
+    rows, keys = np.array([32, 0, 5, 5]), np.array([69, 0, 12, 13, 30, 0])
+    p = reference.weights(replace(made), rows, keys, None)
+    _, seen = run(kernel, made)
+    for lse in (None, np.ascontiguousarray(seen.lse[..., rows])):
+        with poisoned_memory():
+            block = kernel.weights(made, rows, keys, lse)
+        assert block.dtype == (FLOAT64 if dtype == FLOAT64 else FLOAT32)
+        assert np.abs(block - p).max() < (1e-14 if dtype == FLOAT64 else 2e-6)
+
+
 @pytest.mark.parametrize("dtype", [FLOAT32, FLOAT64], ids=str)
 @pytest.mark.parametrize("known", [False, True], ids=["lse found", "lse given"])
 def test_weights_of_any_block(kernel, dtype, known):
@@ -268,11 +363,26 @@ def test_weights_of_any_block(kernel, dtype, known):
     assert (whole[hidden] == 0).all()
 
 
-def test_watching_changes_no_bit_of_the_output(kernel):
-    made = call(*SMALL.arrays(), mask=Causal())
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("option", OPTIONS)
+def test_watching_changes_no_bit_of_the_output(kernel, option, dtype):
+    given = dict(OPTIONS[option])
+    with np.errstate(over="ignore"):
+        given |= {n: given[n].astype(dtype) for n in ("bias", "sinks") if n in given}
+    made = call(*SMALL.arrays(dtype), **{"mask": Causal(), **given})
     plain, _ = run(kernel, made)
-    watched, _ = run(kernel, replace(made, watch=EVERYTHING))
-    assert np.array_equal(plain, watched)
+    watched, _ = run(kernel, replace(made, watch=everything(70)))
+    assert plain.tobytes() == watched.tobytes()
+
+
+def test_a_visible_infinity_is_a_nan(kernel):
+    q, k, v = SMALL.arrays()
+    bias = np.zeros((33, 70), np.float32)
+    bias[4, 7] = np.inf
+    output, seen = run(kernel, call(q, k, v, bias=bias, watch=EVERYTHING))
+    assert np.isnan(output[:, :, 4]).all()
+    assert (seen.max_logit[:, :, 4] == np.inf).all()
+    assert np.isfinite(np.delete(output, 4, axis=2)).all()
 
 
 @st.composite
