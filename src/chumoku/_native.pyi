@@ -6,24 +6,11 @@ def attention(
     key: object,
     value: object,
     output: object,
-    scale: float,
-    mask: tuple[Any, ...] | None,
-    queries: int,
-    row_index: object | None,
-    position: object | None,
+    options: dict[str, Any],
     facts: dict[str, Any],
-    top: int,
 ) -> None: ...
 def weights(
-    query: object,
-    key: object,
-    lse: object,
-    output: object,
-    scale: float,
-    mask: tuple[Any, ...] | None,
-    queries: int,
-    row_index: object | None,
-    key_index: object | None,
+    query: object, key: object, lse: object, output: object, options: dict[str, Any]
 ) -> None: ...
 def threads() -> int: ...
 def set_threads(count: int) -> None: ...
