@@ -1,4 +1,4 @@
-"""Mutation of the native kernel: the faults of mutants.toml are planted, and the tests must find them.
+"""Mutation of the native kernel: tests must find the faults of mutants.toml, planted one by one.
 
     python tests/mutants.py                 # every mutant; exit code 1 below 95 % killed
     python tests/mutants.py --only sink     # those whose name contains a word

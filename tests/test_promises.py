@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 from cases import DTYPES, FLOAT32, FLOAT64, LAYOUTS
 
-import chumoku
 from benchmarks import accuracy
 from chumoku import (
     Causal,
@@ -33,6 +32,17 @@ def as_it_was():
     yield
     _native.set_threads(threads)
     _native.set_instruction_set(isa)
+
+
+def run_python(code: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-c", code],
+        env={**os.environ, **environment},
+        capture_output=True,
+        text=True,
+        timeout=900,
+        check=False,
+    )
 
 
 # Accuracy
@@ -120,6 +130,108 @@ def test_exp_of_scores_above_the_reference(isa, dtype):
     x = x[x < 6.5]
     off = ulps(exps(x, 64), np.exp(x.astype(np.longdouble)), dtype)
     assert off.max() <= WORST_ULPS, f"exp({x[off.argmax()]!r}) is off by {off.max():.2f} units"
+
+
+def test_small_scores_keep_their_bits_under_a_cap():
+    """cap * tanh(s / cap) is s for small s: what is lost there shows in the weights."""
+    x = np.ldexp(1 + np.random.default_rng(0).random(4000), np.arange(4000) % 20 - 22)
+    x = x.astype(np.float32)
+    key, cells = np.zeros((2, 1), np.float32), np.array([[True, True]])
+    key[1] = 1
+    _, seen = attention(
+        x[:, None], key, key, mask=cells, scale=1.0, softcap=4.0, watch=Watch(), kernel="native"
+    )
+    wanted = 4 * np.tanh(x.astype(np.float64) / 4)
+    assert (np.abs(seen.max_logit - wanted) <= 4 * np.spacing(x)).all()
+
+
+def test_flow_of_a_saturated_row_is_not_rounded_away():
+    """1 - sum of squares would be 0 or as far off as the rounding of 1."""
+    gaps = np.linspace(5, 60, 200).astype(np.float32)
+    key = np.array([[1.0], [0.0], [0.0]], np.float32)
+    _, seen = attention(
+        gaps[:, None], key, key, scale=1.0, watch=Watch(saturation=True), kernel="native"
+    )
+    far = np.exp(-gaps.astype(np.float64))
+    p = np.stack([np.ones_like(far), far, far]) / (1 + 2 * far)
+    wanted = p[0] * (p[1] + p[2]) + p[1] * (p[0] + p[2]) + p[2] * (p[0] + p[1])
+    assert (np.abs(seen.flow / wanted - 1) < 1e-5).all()
+
+
+def test_received_over_many_rows():
+    query, key, value = (
+        np.random.default_rng(i).standard_normal((n, 8), dtype=np.float32)
+        for i, n in enumerate((6000, 70, 70))
+    )
+    _, seen = attention(query, key, value, watch=Watch(received=True), kernel="native")
+    _, exact = attention(
+        *(a.astype(np.float64) for a in (query, key, value)),
+        watch=Watch(received=True),
+        kernel="reference",
+    )
+    assert np.abs(seen.received / exact.received - 1).max() < 1e-6
+    assert abs(seen.received.astype(np.float64).sum() / 6000 - 1) < 1e-6
+
+
+@pytest.mark.parametrize("isa", ALL_SETS)
+@pytest.mark.parametrize("dtype", DTYPES[2:], ids=str)
+def test_16_bits_are_rounded_to_the_nearest(isa, dtype):
+    """Means of two numbers fall between neighbours, halfway where these follow each other."""
+    assert _native.set_instruction_set(isa)
+    every = np.arange(2**16, dtype=np.uint16).view(dtype).astype(np.float32)
+    every = every[np.isfinite(every) & (np.abs(every) < 1e38)].astype(dtype)
+    near = np.roll(every, 1)
+    value = np.stack([every, near])
+    blocks = every.size // 1000
+    stacked = value[:, : blocks * 1000].reshape(2, blocks, 1000).swapaxes(0, 1)
+    keys = np.zeros((blocks, 2, 1), dtype)
+    output = attention(keys[:, :1], keys, stacked, kernel="native")
+    mean = stacked.astype(np.float64).mean(axis=1)
+    with np.errstate(over="ignore"):
+        wanted = mean.astype(np.float32).astype(dtype)
+    assert np.array_equal(output[:, 0], wanted)
+
+
+# What stands beside an array
+
+
+def test_nothing_beyond_an_array_is_read():
+    """Every input ends where the memory ends, or begins where it begins."""
+    done = run_python(
+        """
+import ctypes, mmap
+import ml_dtypes
+import numpy as np, chumoku
+page = mmap.PAGESIZE
+libc = ctypes.CDLL(None, use_errno=True)
+def fenced(array, at_end):
+    pages = -(-array.nbytes // page)
+    memory = mmap.mmap(-1, (pages + 2) * page)
+    room = np.frombuffer(memory, np.uint8)
+    for fence in (0, pages + 1):
+        address = ctypes.c_void_p(room.ctypes.data + fence * page)
+        assert libc.mprotect(address, ctypes.c_size_t(page), 0) == 0  # PROT_NONE
+    start = (pages + 1) * page - array.nbytes if at_end else page
+    view = room[start : start + array.nbytes].view(array.dtype).reshape(array.shape)
+    view[...] = array
+    return view
+rng = np.random.default_rng(0)
+for dtype in (np.float32, np.float64, np.float16, ml_dtypes.bfloat16):
+    for queries, keys, width, value_width in ((1, 1, 1, 1), (5, 70, 3, 5), (33, 129, 17, 9)):
+        q, k, v = (rng.standard_normal(shape).astype(dtype)
+                   for shape in ((2, queries, width), (1, keys, width), (1, keys, value_width)))
+        bias = rng.standard_normal((2, queries, keys)).astype(dtype)
+        cells = rng.random((2, queries, keys)) < 0.8
+        for layout in (lambda a: a, lambda a: a[..., ::-1, :], lambda a: a[..., ::-1]):
+            for at_end in (False, True):
+                there = [layout(fenced(a, at_end)) for a in (q, k, v, bias, cells)]
+                for options in ({}, {"bias": there[3]}, {"mask": there[4]}):
+                    chumoku.attention(*there[:3], **options, kernel="native")
+                    chumoku.weights(*there[:2], **options, kernel="native")
+print("done")
+"""
+    )
+    assert done.stdout.split() == ["done"], f"{done.returncode} {done.stderr}"
 
 
 # The same bits
@@ -224,9 +336,7 @@ def test_same_bits_in_twenty_runs_on_any_number_of_threads(dtype, option):
 @of_every_kind
 def test_same_bits_for_a_slice_of_queries_and_an_entry_alone(dtype, option):
     query, key, value = arrays(dtype)
-    whole = attention(
-        query, key, value, **OPTIONS[option](dtype, ROWS, ENTRIES), kernel="native"
-    )
+    whole = attention(query, key, value, **OPTIONS[option](dtype, ROWS, ENTRIES), kernel="native")
     # Dropout counts queries and batch entries from 0.
     counted = "dropout" in OPTIONS[option](dtype, ROWS, ENTRIES)
     slices = (slice(0, 1), slice(0, 20)) if counted else (slice(0, 1), slice(5, 36), slice(36, 37))
@@ -236,7 +346,10 @@ def test_same_bits_for_a_slice_of_queries_and_an_entry_alone(dtype, option):
                 _native.set_threads(threads)
                 options = OPTIONS[option](dtype, rows, entries)
                 part = attention(
-                    query[entries, :, rows], key[entries], value[entries], **options,
+                    query[entries, :, rows],
+                    key[entries],
+                    value[entries],
+                    **options,
                     kernel="native",
                 )
                 assert bits(part) == bits(whole[entries, :, rows]), (entries, rows, threads)
@@ -285,6 +398,18 @@ def test_same_bits_for_a_query_decoded_over_a_cache(dtype):
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_same_bits_for_one_query_over_many_chunks(dtype):
+    """More chunks than are held at a time."""
+    rng = np.random.default_rng(0)
+    query, key, value = (rng.standard_normal((n, 8)).astype(dtype) for n in (1, 20_000, 20_000))
+    _native.set_threads(1)
+    alone = attention(query, key, value, kernel="native")
+    for threads in (2, 3, 8):
+        _native.set_threads(threads)
+        assert bits(attention(query, key, value, kernel="native")) == bits(alone), threads
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("value_width", [1, 5, 20, 33])
 def test_a_value_column_is_the_same_alone(dtype, value_width):
     query, key, _ = arrays(dtype)
@@ -295,17 +420,6 @@ def test_a_value_column_is_the_same_alone(dtype, value_width):
 
 
 # Memory
-
-
-def run_python(code: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-c", code],
-        env={**os.environ, **environment},
-        capture_output=True,
-        text=True,
-        timeout=900,
-        check=False,
-    )
 
 
 # Peak memory beyond what the process had before it made its inputs, over what the call needs:
@@ -329,7 +443,9 @@ query, key, value = (np.random.default_rng(i).standard_normal((length, width), d
                      for i in range(3))
 output, seen = chumoku.attention(query, key, value, watch=watch, mask={mask}, **options,
                                  kernel="native")
-facts = [part for fact in seen.facts().values() for part in (fact if type(fact) is tuple else [fact])]
+facts = []
+for fact in seen.facts().values():
+    facts += fact if type(fact) is tuple else [fact]
 need = sum(array.nbytes for array in (query, key, value, output, watch.groups, *facts))
 need += threads * 4 * (144 * (2 * width + 64) + 2 * 64 * width + 4 * 72 * 64)
 assert np.isfinite(output).all()
