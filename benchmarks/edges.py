@@ -353,14 +353,7 @@ def by_torch(given: Given, path: str) -> Array:
     backend = SDPBackend.MATH if path == "torch math" else SDPBackend.FLASH_ATTENTION
     call = torch.nn.functional.scaled_dot_product_attention
     with sdpa_kernel(backend):
-        out = call(
-            q,
-            k,
-            v,
-            attn_mask=added,
-            scale=options.get("scale"),
-            enable_gqa=q.shape[1] != k.shape[1],
-        )
+        out = call(q, k, v, attn_mask=added, scale=options.get("scale"), enable_gqa=grouped)
     return np.asarray(out.double().numpy())
 
 
