@@ -540,6 +540,7 @@ def _restrict(statistics: Statistics, watch: Watch) -> Statistics:
         "top_weights": watch.top > 0,
         "distance": watch.distance,
         "received": watch.received,
+        "received_share": watch.received,
         "group_mass": watch.groups is not None,
         "picture": watch.picture is not None,
     }
