@@ -37,6 +37,14 @@ ISAS = {
 }
 # What is compiled again when a file changes; every other file is part of each ISA's tile.
 OBJECTS = {"mask.cc": "mask", "mask.h": "mask", "attention.cc": "attention"}
+# What tests and binding are linked with; the rest of native/ is tiles, tests and the binding.
+CORE = sorted(
+    path.stem
+    for path in NATIVE.glob("*.cc")
+    if not path.stem.endswith("_test") and path.stem not in ("tile", "bindings")
+)
+# The fastest first. lanes_test is compiled for one instruction set.
+NATIVE_TESTS = ("lanes_test", "mask_test", "attention_test")
 SUITE = ("test_promises.py", "test_edges.py", "test_native.py", "test_kernels.py")
 # Long, about other things, or in a process of their own that would see the installed kernel.
 NOT_IN_SUITE = "not pytorch and not memory and not interrupt and not fork and not crash"
@@ -69,7 +77,7 @@ class Workshop:
         self.compiler = os.environ.get("CXX", "g++")
         base = folder / "base"
         base.mkdir()
-        for name in ("attention", "mask", "pool", "attention_test", "mask_test"):
+        for name in (*CORE, *(test for test in NATIVE_TESTS if test != "lanes_test")):
             self.compile(NATIVE / f"{name}.cc", base / f"{name}.o", "-O2")
         for isa in ISAS:
             self.compile(NATIVE / "tile.cc", base / f"tile_{isa}.o", "-O1", isa)
@@ -126,9 +134,11 @@ class Workshop:
 
     def natively(self, folder: Path, isa: str) -> str:
         """Who among the native tests notices; empty: none."""
-        for name in ("mask_test", "attention_test"):
-            parts = [name, "attention", "mask", "pool"]
-            program = self.link(folder, folder / name, parts)
+        for name in NATIVE_TESTS:
+            if name == "lanes_test":
+                source = (folder if (folder / "native").exists() else ROOT) / "native"
+                self.compile(source / f"{name}.cc", folder / f"{name}.o", "-O0", isa)
+            program = self.link(folder, folder / name, [name, *CORE])
             if said := first_complaint(program, isa):
                 return f"{name}: {said}"
         return ""
@@ -141,8 +151,7 @@ class Workshop:
             for path in (ROOT / "src" / "chumoku").iterdir():
                 if not path.name.startswith("_native"):
                     (package / path.name).symlink_to(path)
-        names = ["bindings", "nb_combined", "attention", "mask", "pool"]
-        self.link(folder, package / "_native.so", names, "-shared")
+        self.link(folder, package / "_native.so", ["bindings", "nb_combined", *CORE], "-shared")
         for files in ([by] if by else []), list(SUITE):
             if files and (said := failing_test(folder / "stage", isa, files)):
                 return said
@@ -206,10 +215,12 @@ def failing_test(stage: Path, isa: str, files: list[str]) -> str:
         return "hangs"
     if done.returncode == 0:
         return ""
-    failed = [line for line in done.stdout.splitlines() if line.startswith(("FAILED", "ERROR"))]
+    if done.returncode not in (0, 1) and done.returncode > 0:
+        raise SystemExit(f"pytest cannot run: {done.stdout[-2000:]}{done.stderr[-2000:]}")
+    failed = [line for line in done.stdout.splitlines() if line.startswith("FAILED")]
     if failed:
         return failed[0].split("tests/")[-1].split(" - ")[0]
-    return f"pytest ends with {done.returncode}: {done.stderr.strip()[-200:]}"
+    return f"pytest dies of signal {-done.returncode}" if done.returncode < 0 else "an error"
 
 
 def noticed_by(workshop: Workshop, mutant: Mutant | None) -> str:
