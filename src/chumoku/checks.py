@@ -58,6 +58,16 @@ def number(name: str, value: object, above: float = -inf) -> float:
     return found
 
 
+def list_of(name: str, value: Any, expected: str, cure: str = "") -> list[Any]:
+    """What can be walked through, as a list."""
+    try:
+        return list(value)
+    except MemoryError:
+        raise
+    except Exception as error:  # __iter__ may raise anything
+        raise InvalidTypeError(name, shown(value), expected, cure) from error
+
+
 def path_of(name: str, value: Any) -> Path:
     """A path that a file may have."""
     try:
@@ -75,14 +85,15 @@ def path_of(name: str, value: Any) -> Path:
     return path
 
 
-def memory_of(name: str, value: Any) -> NDArray[Any] | None:
+def memory_of(name: str, value: Any, detach: bool = False) -> NDArray[Any] | None:
     """A NumPy view of an array of any kind, its memory shared; None of what is no array.
 
-    NumPy's arrays, PyTorch's tensors on the CPU, and whatever speaks DLPack.
+    NumPy's arrays, PyTorch's tensors on the CPU, and whatever speaks DLPack. A tensor that
+    requires a gradient is refused, unless the caller says that numbers alone are wanted.
     """
     tensor = getattr(sys.modules.get("torch"), "Tensor", ())
     if isinstance(value, tensor):
-        return _tensor(name, value)
+        return _tensor(name, value, detach)
     if isinstance(value, np.ma.MaskedArray):
         cure = "Give value.filled(...), an array without a mask of its own."
         raise InvalidTypeError(name, "a masked array", "a plain array", cure)
@@ -99,9 +110,9 @@ def memory_of(name: str, value: Any) -> NDArray[Any] | None:
         raise UnavailableError(name, got, "an array in main memory") from error
 
 
-def array_of(name: str, value: Any, expected: str) -> NDArray[Any]:
+def array_of(name: str, value: Any, expected: str, detach: bool = False) -> NDArray[Any]:
     """`memory_of`, and of what is no array whatever NumPy makes: of numbers, of nested lists."""
-    array = memory_of(name, value)
+    array = memory_of(name, value, detach)
     if array is not None:
         return array
     try:
@@ -112,9 +123,9 @@ def array_of(name: str, value: Any, expected: str) -> NDArray[Any]:
         raise InvalidTypeError(name, shown(value), expected) from error
 
 
-def _tensor(name: str, tensor: Any) -> NDArray[Any]:
+def _tensor(name: str, tensor: Any, detach: bool) -> NDArray[Any]:
     torch, layout = sys.modules["torch"], str(tensor.layout)
-    if tensor.requires_grad and torch.is_grad_enabled():
+    if tensor.requires_grad and not detach and torch.is_grad_enabled():
         got, expected = "a tensor that requires a gradient", "one that does not"
         cure = "Call inside torch.no_grad(), or pass tensor.detach()."
         raise UnavailableError(name, got, expected, cure)
@@ -126,7 +137,8 @@ def _tensor(name: str, tensor: Any) -> NDArray[Any]:
         return np.asarray(tensor.detach().numpy())
     except (RuntimeError, TypeError) as error:
         got = f"a tensor of {tensor.dtype} ({_first_line(error)})"
-        raise InvalidTypeError(name, got, "a plain tensor that NumPy can read") from error
+        cure = "Convert it, for instance with .float()."
+        raise InvalidTypeError(name, got, "a tensor that NumPy can read", cure) from error
 
 
 def _first_line(error: Exception) -> str:
