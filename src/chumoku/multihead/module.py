@@ -19,6 +19,7 @@ from chumoku.multihead.cache import Cache
 from chumoku.multihead.parameters import (
     BIASES,
     MATRICES,
+    MOST_SIZE,
     MOST_WIDTH,
     check_shapes,
     count_of,
@@ -31,8 +32,6 @@ Floats = NDArray[Any]
 Masking = Mask | NDArray[np.bool_] | None
 File = str | PathLike[str]
 
-# No size is larger: the numbers of a matrix can then be counted, and MemoryError says the rest.
-_MOST = 2**28
 # As many as NumPy takes when it spreads shapes over one another.
 _AXES = 32
 
@@ -152,12 +151,12 @@ class MultiHeadAttention:
         dtype: DTypeLike = np.float32,
         seed: int = 0,
     ) -> None:
-        width, heads = whole("width", width, 1, _MOST), whole("heads", heads, 1, _MOST)
-        kv_heads = heads if kv_heads is None else whole("kv_heads", kv_heads, 1, _MOST)
-        key_width = width if key_width is None else whole("key_width", key_width, 1, _MOST)
+        width, heads = whole("width", width, 1, MOST_SIZE), whole("heads", heads, 1, MOST_SIZE)
+        kv_heads = heads if kv_heads is None else whole("kv_heads", kv_heads, 1, MOST_SIZE)
+        key_width = width if key_width is None else whole("key_width", key_width, 1, MOST_SIZE)
         if value_width is None:
             value_width = key_width
-        value_width = whole("value_width", value_width, 1, _MOST)
+        value_width = whole("value_width", value_width, 1, MOST_SIZE)
         if width % heads:
             raise InvalidArgumentError("heads", str(heads), f"a divisor of the width {width}")
         if width // heads > MOST_WIDTH:
@@ -262,10 +261,7 @@ class MultiHeadAttention:
             Such as {0, 3}, counted from 0. What they see is still reported.
         """
         listed = list_of("heads", heads, "several heads", "One head is given as {3}.")
-        asked = frozenset(whole("heads", head, 0) for head in listed)
-        if max(asked, default=0) >= self.heads:
-            expected = f"heads from 0 to {self.heads - 1}"
-            raise InvalidArgumentError("heads", f"head {max(asked)}", expected)
+        asked = frozenset(whole("heads", head, 0, self.heads - 1) for head in listed)
         new = type(self).__new__(type(self))
         new.__dict__.update(self.__dict__, silenced=self.silenced | asked)
         return new

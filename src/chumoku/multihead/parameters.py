@@ -15,6 +15,8 @@ Floats = NDArray[Any]
 
 MATRICES = ("query_matrix", "key_matrix", "value_matrix", "output_matrix")
 BIASES = ("query_bias", "key_bias", "value_bias", "output_bias")
+# No size is larger: the numbers of a matrix can then be counted, and MemoryError says the rest.
+MOST_SIZE = 2**28
 # The widest head that attention takes.
 MOST_WIDTH = 1024
 # What an array of a given name holds, block of rows by block: ours, torch.nn.MultiheadAttention's.
@@ -36,7 +38,7 @@ def count_of(named: dict[str, Any], heads: object) -> int:
         cure = "Give heads=; matrices do not tell it."
         raise InvalidArgumentError("heads", "None", "the number of heads", cure)
     number = array_of("heads", said, "a whole number")
-    count = whole("heads", said if number.ndim else number.item(), 1)
+    count = whole("heads", said if number.ndim else number.item(), 1, MOST_SIZE)
     if heads is not None and whole("heads", heads, 1) != count:
         raise InvalidArgumentError("heads", shown(heads), f"{count}, as the parameters say")
     return count
