@@ -43,11 +43,11 @@ def whole(name: str, value: object, least: int, most: int | None = None, of: str
     return found
 
 
-def number(name: str, value: object, above: float = -inf) -> float:
+def real(name: str, value: object, above: float = -inf) -> float:
     """A finite number above a bound, NumPy's too; neither True nor False."""
     expected = "a finite number" + ("" if above == -inf else f" above {above:g}")
-    real = isinstance(value, (int, float, np.integer, np.floating))
-    if not real or isinstance(value, (bool, np.timedelta64)):
+    known = isinstance(value, (int, float, np.integer, np.floating))
+    if not known or isinstance(value, (bool, np.timedelta64)):
         raise InvalidTypeError(name, shown(value), expected)
     try:
         found = float(value)  # type: ignore[arg-type]
@@ -56,6 +56,21 @@ def number(name: str, value: object, above: float = -inf) -> float:
     if not isfinite(found) or found <= above:
         raise InvalidArgumentError(name, shown(found), expected)
     return found
+
+
+def flag(name: str, value: object) -> bool:
+    """True or False, NumPy's too."""
+    if not isinstance(value, (bool, np.bool_)):
+        raise InvalidTypeError(name, shown(value), "True or False")
+    return bool(value)
+
+
+def has(value: object, *names: str) -> bool:
+    """Whether an object has these attributes, all of them."""
+    try:
+        return all(hasattr(value, name) for name in names)
+    except Exception:  # __getattr__ may raise anything
+        return False
 
 
 def list_of(name: str, value: Any, expected: str, cure: str = "") -> list[Any]:

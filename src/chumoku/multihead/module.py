@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
 from chumoku.attention import attention, weights
-from chumoku.checks import array_of, list_of, shown, whole
+from chumoku.checks import array_of, flag, list_of, shown, whole
 from chumoku.errors import InvalidArgumentError, InvalidTypeError
 from chumoku.mask import Mask
 from chumoku.multihead.cache import Cache
@@ -164,9 +164,7 @@ class MultiHeadAttention:
             raise InvalidArgumentError("heads", f"{heads} for a width of {width}", expected)
         if heads % kv_heads:
             raise InvalidArgumentError("kv_heads", str(kv_heads), f"a divisor of {heads} heads")
-        if not isinstance(bias, (bool, np.bool_)):
-            raise InvalidTypeError("bias", shown(bias), "True or False")
-        kind = _dtype(dtype)
+        kind, with_bias = _dtype(dtype), flag("bias", bias)
         random = np.random.default_rng(whole("seed", seed, 0))
         kv_rows = kv_heads * (width // heads)
         shapes = (width, width), (kv_rows, key_width), (kv_rows, value_width), (width, width)
@@ -174,7 +172,7 @@ class MultiHeadAttention:
         for matrix, name, shape in zip(MATRICES, BIASES, shapes, strict=True):
             limit = np.sqrt(6.0 / sum(shape))
             parameters[matrix] = random.uniform(-limit, limit, shape).astype(kind, copy=False)
-            if bias:
+            if with_bias:
                 parameters[name] = np.zeros(shape[0], kind)
         self._hold(parameters, heads)
 
