@@ -47,11 +47,13 @@ bool each_once(int64_t items, int threads) {
   return fine;
 }
 
-// Whether a body's error, of the 37th of 100 items, reaches the caller.
+// Whether a body's error, at one of more items than could ever be done, reaches the caller.
 template <class Error>
 bool throws(const std::function<bool()>& idle = never) {
   try {
-    parallel(100, 4, [](int64_t item, int) { item == 37 ? throw Error{"37"} : void(); }, idle);
+    parallel(
+        int64_t{1} << 40, 4, [](int64_t item, int) { item == 37 ? throw Error{"37"} : void(); },
+        idle);
   } catch (const Error&) {
     return true;
   }
@@ -138,7 +140,7 @@ void interrupts() {
   int asked = 0;
   bool inner = true;
   auto again = [&] {
-    inner = inner && each_once(50, 3) && !parallel(2, 2, until_stopped, always);
+    inner = inner && !stopping() && each_once(50, 3) && !parallel(2, 2, until_stopped, always);
     return ++asked == 3;
   };
   CHECK(!parallel(2, 2, until_stopped, again));
@@ -166,8 +168,8 @@ void company() {
 }
 
 void forks() {
-  CHECK(child_does([] { return each_once(100, 4); }));
-  CHECK(child_does([] { return child_does([] { return each_once(100, 4); }); }));
+  CHECK(child_does([] { return each_once(100, 3); }));
+  CHECK(child_does([] { return child_does([] { return each_once(100, 3); }); }));
 
   // While another thread has the pool.
   std::atomic<bool> end{false}, begun{false};
@@ -181,7 +183,7 @@ void forks() {
         [&] { return end.load(); });
   });
   while (!begun) std::this_thread::yield();
-  for (int k = 0; k < 5; ++k) CHECK(child_does([] { return each_once(100, 4); }));
+  for (int k = 0; k < 5; ++k) CHECK(child_does([] { return each_once(100, 3); }));
   end = true;
   busy.join();
 
@@ -192,7 +194,7 @@ void forks() {
     callers.emplace_back([&] {
       while (!end) each_once(8, 3);
     });
-  for (int k = 0; k < 20; ++k) CHECK(child_does([] { return each_once(100, 4); }));
+  for (int k = 0; k < 20; ++k) CHECK(child_does([] { return each_once(100, 3); }));
   end = true;
   for (std::thread& caller : callers) caller.join();
 
