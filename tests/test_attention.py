@@ -80,6 +80,7 @@ def test_facts_keep_the_callers_axes():
             "top_keys": (*lead, 5, 3),
             "top_weights": (*lead, 5, 3),
             "received": (*lead, 7),
+            "received_share": (*lead, 7),
             "group_mass": (*lead, 5, 3),
             "picture": ((*lead, 2, 3), (*lead, 2, 3)),
         }
