@@ -311,11 +311,12 @@ class Fuzz:
         held = self.arrays if name in self.arrays else self.options
         array = held.get(name)
         self.replaced.append(name)
-        if way == 0 and name in plain and array.ndim:
+        turned = isinstance(array, np.ndarray) and array.ndim > 0 and 0 < array.nbytes < 2**30
+        if way == 0 and turned:
             held[name] = array[..., 1:] if self.flip(0.5) else array.swapaxes(0, -1)
-        elif way == 1 and name in plain:
-            held[name] = np.real(array).astype(self.pick([*DTYPES, np.int32, np.complex64, bool]))
-        elif way == 2 and name in plain and array.size:
+        elif way == 1 and turned and array.dtype.kind in "fVb":  # V: bfloat16
+            held[name] = array.astype(self.pick([*DTYPES, np.int32, np.complex64, bool]))
+        elif way == 2 and turned:
             shape = list(array.shape)
             shape[self.whole(0, max(0, len(shape) - 3))] = self.pick(HUGE)
             one = array.reshape(-1)[:1].reshape((1,) * len(shape))
@@ -390,8 +391,10 @@ class Fuzz:
         made = call(**self.arrays, **options)
         wanted, facts = reference.compute(made)
         lse = facts["lse"][np.isfinite(facts["lse"])]
-        unit = {8: 1e-14, 4: 1e-6, 2: 1e-2}[self.dtype.itemsize]
+        unit = 1e-14 if self.dtype == np.float64 else 1e-6
         bound = unit * (4 + float(np.abs(lse).max(initial=0.0)))
+        if self.dtype.itemsize == 2:  # 16 bits hold no more than the rounded result
+            bound += 1.01 * error(wanted.astype(self.dtype), wanted)
         assert error(as_numpy(output).reshape(wanted.shape), wanted) <= bound
 
 
@@ -466,7 +469,7 @@ def main(first: int, last: int) -> None:
         each_strange_object_in_each_place()
     counts: dict[str, int] = {}
     for number in range(first, last):
-        print(f"example {number}", file=sys.stderr, flush=True)
+        print(number, end=" ", file=sys.stderr, flush=True)
         came = outcome(number)
         counts[came] = counts.get(came, 0) + 1
     print(json.dumps(counts))
@@ -476,7 +479,7 @@ def test_random_arguments_end_in_the_librarys_errors() -> None:
     """In a process of its own, whose memory has a limit and whose end by a signal is told."""
     command = [sys.executable, "-W", "error", __file__, "0", str(EXAMPLES)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, f"ended with {done.returncode}:\n{done.stderr[-3000:]}"
+    assert done.returncode == 0, f"ended with {done.returncode}: {done.stderr[-3000:]}"
     counts = json.loads(done.stdout)
     assert sum(counts.values()) == EXAMPLES
     # The draws reach every way a call can end.
