@@ -80,6 +80,7 @@ def test_facts_keep_the_callers_axes():
             "top_keys": (*lead, 5, 3),
             "top_weights": (*lead, 5, 3),
             "received": (*lead, 7),
+            "received_share": (*lead, 7),
             "group_mass": (*lead, 5, 3),
             "picture": ((*lead, 2, 3), (*lead, 2, 3)),
         }
@@ -173,7 +174,7 @@ def test_sinks_dropout_softcap_and_bias_arrive():
     assert error(output, wanted) < 1e-6
 
 
-@pytest.mark.parametrize("kind", [int, np.float32, np.float64, np.int8, np.uint64, Fraction])
+@pytest.mark.parametrize("kind", [int, np.float32, np.float64, np.int8, np.uint64])
 def test_every_kind_of_real_number_will_do(kind):
     wanted = attention(Q, K, V, scale=2.0, softcap=3.0)
     assert np.array_equal(attention(Q, K, V, scale=kind(2), softcap=kind(3)), wanted)
@@ -181,17 +182,30 @@ def test_every_kind_of_real_number_will_do(kind):
 
 @pytest.mark.parametrize(
     "odd",
-    ["2", True, 2j, Decimal(2), np.array(2.0), np.bool_(True), torch.tensor(2.0), [2.0], b"2"],
+    [
+        "2",
+        True,
+        2j,
+        Decimal(2),
+        Fraction(2),
+        np.array(2.0),
+        np.bool_(True),
+        torch.tensor(2.0),
+        [2.0],
+        b"2",
+    ],
     ids=lambda odd: type(odd).__name__,
 )
 def test_what_is_no_real_number(odd):
     for name in ("scale", "softcap"):
         for ask in (lambda **o: attention(Q, K, V, **o), lambda **o: weights(Q, K, **o)):
-            with pytest.raises(InvalidTypeError, match=rf"{name}: got .*, expected a number\. fl"):
+            with pytest.raises(
+                InvalidTypeError, match=rf"{name}: got .*, expected a finite number"
+            ):
                 ask(**{name: odd})
 
 
-@pytest.mark.parametrize("odd", [np.nan, np.inf, -np.inf, 10**400, Fraction(10**400), 0, -1.0])
+@pytest.mark.parametrize("odd", [np.nan, np.inf, -np.inf, 10**400, 0, -1.0])
 def test_numbers_that_cannot_be(odd):
     with pytest.raises(InvalidArgumentError, match="softcap: got .*, expected a finite number ab"):
         attention(Q, K, V, softcap=odd)
@@ -307,7 +321,11 @@ def test_positions_of_any_kind(rows):
         ((4, 10**30), InvalidArgumentError, "positions 4 to a whole number of 100 bits"),
         (10**4000, InvalidArgumentError, "positions a whole number of 13288 bits to"),
         (range(10**15), InvalidArgumentError, "positions 0 to 999999999999999"),
-        (np.array([2**64 - 1], np.uint64), InvalidArgumentError, "positions a whole number of 64"),
+        (
+            np.array([2**64 - 1], np.uint64),
+            InvalidArgumentError,
+            "positions a whole number of 64",
+        ),
         (slice(None, None, 0), InvalidArgumentError, "a slice of step 0"),
         (slice(1.5), InvalidTypeError, "a slice with 1.5, expected a slice of whole numbers"),
         (1.0, InvalidTypeError, "float, expected a slice, a whole number or a 1-D array of them"),

@@ -17,6 +17,7 @@ import pytest
 import torch
 
 import chumoku
+from chumoku import Watch
 from chumoku.errors import (
     LONGEST,
     ChumokuError,
@@ -45,6 +46,7 @@ SPACE = {
     "value": np.ones((2, 2, 7, 6), np.float32),
 }
 SPACE["x"] = SPACE["query"][0, 0]
+SPACE["pair"] = chumoku.attention(*(SPACE[n] for n in ("query", "key", "value")), watch=Watch())
 SPACE["mha"] = chumoku.MultiHeadAttention(8, 2)
 
 WRONG = """
@@ -105,6 +107,15 @@ weights(query, key, keys=[[0, 1]])
 weights(query, key, keys=slice(None, None, 0))
 weights(query, key, lse=np.zeros((4, 5), np.float32))
 weights(query, key, lse=np.zeros((2, 4, 5)))
+merge(pair, pair[0])
+merge(pair, attention(x, x, x, watch=Watch()))
+merge(pair, attention(query, key, value, watch=Watch(top=2)))
+merge(pair, attention(query, key, value, sinks=np.zeros(4, np.float32), watch=Watch()))
+merge(*2 * [attention(query, key, value, watch=Watch(top=2))])
+merge(*2 * [attention(query, key, value, watch=Watch(received=True))])
+merge(pair, pair, over="heads")
+with_sinks(pair, np.zeros(2, np.float32))
+Statistics.load("missing.npz")
 Causal(0.5)
 Causal(2**62)
 Window(-1, 0)
@@ -136,6 +147,8 @@ mha(np.ones((5, 7), np.float32))
 mha.without({2})
 mha(x, cache=Cache)
 MultiHeadAttention.load("missing.safetensors", heads=2)
+set_threads(0)
+set_threads("all")
 """
 WRONG = tuple(WRONG.strip().splitlines())
 HEAD = "| wrong input | error | message |\n|---|---|---|\n"

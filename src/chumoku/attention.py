@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from functools import partial
 from itertools import zip_longest
-from math import inf, isfinite, prod, sqrt
-from numbers import Real
+from math import prod, sqrt
 from typing import Any, overload
 
 import numpy as np
 from numpy.typing import NDArray
 
 from chumoku.arrays import BOOLEANS, POSITIONS, Guest, any_array, guest_of
+from chumoku.checks import number
 from chumoku.dropout import Dropout
 from chumoku.errors import InvalidArgumentError, InvalidTypeError, UnavailableError, shown
 from chumoku.kernels import KERNELS, Call, Kernel
@@ -287,8 +287,8 @@ def _check(
         value=v,
         mask=mask,
         bias=None if bias is None else _bias(guest, bias, q.dtype, whole),
-        scale=1.0 / sqrt(width) if scale is None else _number("scale", scale),
-        softcap=None if softcap is None else _number("softcap", softcap, positive=True),
+        scale=1.0 / sqrt(width) if scale is None else number("scale", scale),
+        softcap=None if softcap is None else number("softcap", softcap, above=0),
         sinks=None if sinks is None else _sinks(guest, sinks, q.dtype, heads),
         dropout=_instance("dropout", dropout, Dropout, "Dropout(rate, seed)"),
         watch=watch,
@@ -427,19 +427,6 @@ def _lse(call: Call, known: NDArray[Any], rank: int) -> NDArray[Any]:
     if known.dtype != real:
         raise InvalidTypeError("lse", str(known.dtype), f"{real}, as seen.lse of the same call has")
     return known.reshape(whole)
-
-
-def _number(name: str, value: object, positive: bool = False) -> float:
-    if isinstance(value, bool) or not isinstance(value, Real):
-        raise InvalidTypeError(name, shown(value), "a number", "float(...) makes one.")
-    try:
-        number = float(value)
-    except OverflowError:
-        number = inf
-    if not isfinite(number) or (positive and number <= 0):
-        expected = "a finite number above 0" if positive else "a finite number"
-        raise InvalidArgumentError(name, repr(number), expected)
-    return number
 
 
 def _instance(name: str, value: Any, kind: type, expected: str) -> Any:
