@@ -2,9 +2,15 @@
 #include <nanobind/nanobind.h>
 #include <nanobind/stl/string.h>
 #include <nanobind/stl/vector.h>
+#include <pthread.h>
+#include <unistd.h>
 
+#include <atomic>
+#include <chrono>
 #include <deque>
+#include <exception>
 #include <stdexcept>
+#include <thread>
 
 #include "attention.h"
 #include "pool.h"
@@ -164,19 +170,76 @@ class Inputs {
   Mask mask_;
 };
 
-// Ctrl-C is looked for from inside a long call; signals reach the main thread only.
+// A thread that waits for the GIL while the interpreter goes down is ended by it, in the middle of
+// C++: the process would abort. So, once the interpreter exits, threads other than the one which
+// ends it never come back from a call; they sleep until the process is gone.
+std::atomic<bool> exiting{false};
+std::atomic<int> returning{0};
+std::atomic<unsigned long> exiting_thread{0}, main_thread{0};
+
+[[maybe_unused]] const int at_fork = pthread_atfork(nullptr, nullptr, [] {
+  main_thread = PyThread_get_thread_ident();  // Python's rule for a child
+  returning = 0;
+});
+
+// The one way to the GIL: `take` takes it.
+template <class Take>
+auto to_python(const Take& take) {
+  ++returning;
+  if (exiting && exiting_thread != PyThread_get_thread_ident()) {
+    --returning;
+    for (;;) pause();
+  }
+  auto taken = take();
+  --returning;
+  return taken;
+}
+
+// Runs first when the interpreter exits. Who is on the way to the GIL still gets it.
+void begin_exit() {
+  exiting_thread = PyThread_get_thread_ident();
+  exiting = true;
+  set_threads(1);
+  nb::gil_scoped_release release;
+  for (int i = 0; i < 1000 && returning != 0; ++i)
+    std::this_thread::sleep_for(std::chrono::milliseconds(1));
+}
+
+// Holds the GIL on any thread.
+class WithGil {
+ public:
+  WithGil() : state_(to_python([] { return PyGILState_Ensure(); })) {}
+  WithGil(const WithGil&) = delete;
+  WithGil& operator=(const WithGil&) = delete;
+  ~WithGil() { PyGILState_Release(state_); }
+
+ private:
+  PyGILState_STATE state_;
+};
+
+// Ctrl-C is looked for from inside a long call. Signals are the main thread's: others do not ask,
+// for each question may wait for the GIL.
 bool interrupted() {
-  nb::gil_scoped_acquire gil;
+  if (main_thread != PyThread_get_thread_ident()) return false;
+  WithGil gil;
   return PyErr_CheckSignals() != 0;
 }
 
 template <class Work>
 void without_gil(const Work& work) {
-  bool finished;
-  {
-    nb::gil_scoped_release release;
+  bool finished = false;
+  std::exception_ptr failure;
+  PyThreadState* state = PyEval_SaveThread();
+  try {
     finished = work();
+  } catch (...) {
+    failure = std::current_exception();
   }
+  to_python([&] {
+    PyEval_RestoreThread(state);
+    return true;
+  });
+  if (failure) std::rethrow_exception(failure);
   if (!finished) nb::raise_python_error();
 }
 
@@ -248,6 +311,13 @@ void raise_unknown(const std::exception_ptr& thrown, void*) {
 }  // namespace
 
 NB_MODULE(_native, m) {
+  if (PyInterpreterState_GetID(PyInterpreterState_Get()) != 0)
+    throw nb::import_error(
+        "chumoku cannot be imported in a subinterpreter: its threads and its exit belong to the "
+        "main one. Import it in the main interpreter, or start another process.");
+  nb::object main = nb::module_::import_("threading").attr("main_thread")();
+  main_thread = nb::cast<unsigned long>(main.attr("ident"));
+  nb::module_::import_("atexit").attr("register")(nb::cpp_function(&begin_exit));
   m.doc() = "The native kernel of chumoku; chumoku.kernels.native hands arrays to it.";
   nb::register_exception_translator(raise_unknown);
   m.def("attention", &run_attention, nb::arg("query"), nb::arg("key"), nb::arg("value"),
@@ -255,7 +325,11 @@ NB_MODULE(_native, m) {
   m.def("weights", &run_weights, nb::arg("query"), nb::arg("key"), nb::arg("lse"),
         nb::arg("output"), nb::arg("options"));
   m.def("threads", &threads, "Threads that a call may use.");
-  m.def("set_threads", &set_threads, nb::arg("count"));
+  m.def("set_threads", &set_threads, nb::arg("count"), "0: the automatic choice.");
+  m.def("set_automatic", &set_automatic, nb::arg("asked"), nb::arg("openmp"), nb::arg("quota"),
+        "What the environment and the cgroup say; 0 where they say nothing.");
+  m.def("beside_host", &beside_host, nb::arg("now"),
+        "Whether this thread's calls may run on the threads of a loaded OpenMP runtime.");
   m.def("instruction_set", &instruction_set, "The instruction set in use.");
   m.def("instruction_sets", &instruction_sets, "Those this machine can run, best first.");
   m.def("set_instruction_set", &set_instruction_set, nb::arg("name"),

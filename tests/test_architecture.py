@@ -186,9 +186,9 @@ CORE = "The core needs NumPy and the native module only"
 @pytest.mark.parametrize(
     ("file", "line", "broken"),
     [
-        ("mask.py", "", ""),
-        ("mask.py", "from chumoku.attention import attention\n", LAYERS),
-        ("mask.py", "def f():\n    import chumoku.statistics\n", LAYERS),
+        ("mask/values.py", "", ""),
+        ("mask/values.py", "from chumoku.attention import attention\n", LAYERS),
+        ("mask/values.py", "def f():\n    import chumoku.statistics\n", LAYERS),
         ("drawer.py", "", LAYERS),
         ("kernels/native.py", "from chumoku.kernels import reference\n", KERNELS),
         ("statistics.py", "def f():\n    import torch\n", CORE),

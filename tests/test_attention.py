@@ -1,13 +1,14 @@
 """attention() and weights(): kinds of arrays, the choice of a kernel, and what the errors say."""
 
 import sys
+from decimal import Decimal
+from fractions import Fraction
 from types import SimpleNamespace
 
-import ml_dtypes
 import numpy as np
 import pytest
 import torch
-from cases import CASES, DTYPES, FLOAT32, LAYOUTS, Case, call, error, one_head
+from cases import CASES, FLOAT32, LAYOUTS, Case, call, error, one_head
 
 from chumoku import (
     Causal,
@@ -20,7 +21,7 @@ from chumoku import (
     recording,
     weights,
 )
-from chumoku.errors import ChumokuError, InvalidArgumentError, InvalidTypeError
+from chumoku.errors import InvalidArgumentError, InvalidTypeError
 from chumoku.kernels import KERNELS, reference
 
 # `chumoku.attention` is the function; this is the module of that name.
@@ -38,27 +39,10 @@ EVERYTHING = Watch(
     groups=np.arange(7) % 3,
     picture=(2, 3),
 )
-TORCH = {
-    "float32": torch.float32,
-    "float64": torch.float64,
-    "float16": torch.float16,
-    "bfloat16": torch.bfloat16,
-}
 
 
 def tensor(array):
-    if array.dtype.name == "bfloat16":
-        return torch.from_numpy(array.view(np.int16)).view(torch.bfloat16)
     return torch.from_numpy(array)
-
-
-def numbers(found):
-    """Any kind of array as NumPy's."""
-    if not isinstance(found, torch.Tensor):
-        return found
-    if found.dtype == torch.bfloat16:
-        return found.view(torch.int16).numpy().view(ml_dtypes.bfloat16)
-    return found.numpy()
 
 
 # Shapes
@@ -109,126 +93,6 @@ def test_inputs_are_never_written(layout):
     weights(*arrays[:2], rows=slice(2))
     for old, new in zip(before, arrays, strict=True):
         assert np.array_equal(old, new)
-
-
-# Kinds of arrays
-
-
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
-def test_tensors_give_what_arrays_give(dtype):
-    arrays = CASE.arrays(dtype)
-    bias = BIAS.astype(dtype)
-    for options in ({"mask": Causal()}, {"bias": bias, "sinks": bias[0, :4], "watch": EVERYTHING}):
-        plain = attention(*arrays, **options)
-        for name in ("bias", "sinks"):
-            if name in options:
-                options[name] = tensor(np.array(options[name]))
-        found = attention(*map(tensor, arrays), **options)
-        if "watch" not in options:
-            plain, found = (plain, None), (found, None)
-        assert isinstance(found[0], torch.Tensor)
-        assert found[0].dtype == TORCH[dtype.name]
-        assert np.array_equal(numbers(found[0]), plain[0])
-        if found[1] is not None:
-            for name, fact in found[1].facts().items():
-                pairs = (
-                    zip(fact, plain[1].picture, strict=True)
-                    if name == "picture"
-                    else [(fact, getattr(plain[1], name))]
-                )
-                for mine, theirs in pairs:
-                    assert isinstance(mine, torch.Tensor)
-                    assert np.array_equal(mine.numpy(), theirs), name
-                    assert mine.numpy().dtype == theirs.dtype
-
-
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
-def test_weights_of_tensors(dtype):
-    q, k, _ = CASE.arrays(dtype)
-    plain = weights(q, k, rows=[0, 4], mask=Causal())
-    found = weights(tensor(q), tensor(k), rows=torch.tensor([0, 4]), mask=Causal())
-    assert isinstance(found, torch.Tensor)
-    assert np.array_equal(found.numpy(), plain)
-    assert plain.dtype == (np.float64 if dtype == np.float64 else np.float32)
-
-
-def test_tensors_that_are_not_contiguous():
-    q, k, v = map(tensor, CASE.arrays())
-    wanted = attention(q, k, v, mask=torch.ones(5, 7).bool())
-    inside = [a.transpose(1, 2).contiguous().transpose(1, 2) for a in (q, k, v)]
-    turned = [a.mT.contiguous().mT for a in (q, k, v)]
-    strided = [torch.stack([a, a], dim=-1)[..., 1] for a in (q, k, v)]
-    for layout in (inside, turned, strided):
-        assert not any(a.is_contiguous() for a in layout)
-        assert torch.equal(attention(*layout), wanted)
-    one = torch.randn(4, 1, 8).expand(4, 5, 8)
-    assert torch.equal(attention(one, k[0], v[0]), attention(one.clone(), k[0], v[0]))
-
-
-def test_memory_is_shared_not_copied(monkeypatch):
-    seen = []
-    spy = SimpleNamespace(
-        name="spy",
-        refuses=lambda made: None,
-        run=lambda made: (seen.append(made), reference.run(made))[1],
-    )
-    monkeypatch.setattr(module, "KERNELS", (spy,))
-    for dtype in DTYPES:
-        q, k, v = CASE.arrays(dtype)
-        attention(q[:, ::-1], k[:, ::-1], v[:1], bias=BIAS.astype(dtype))
-        made = seen.pop()
-        for mine, theirs in ((made.query, q), (made.key, k), (made.value, v)):
-            assert np.shares_memory(mine, theirs)
-        assert made.bias.strides[:2] == (0, 0)
-        tensors = [tensor(a) for a in (q, k, v)]
-        attention(*tensors)
-        made = seen.pop()
-        for mine, theirs in ((made.query, q), (made.key, k), (made.value, v)):
-            assert np.shares_memory(mine, theirs)
-
-
-def test_gradients_are_never_lost_in_silence():
-    q, k, v = map(tensor, CASE.arrays())
-    for position, name in enumerate(("query", "key", "value")):
-        arrays = [q, k, v]
-        arrays[position] = arrays[position].clone().requires_grad_()
-        with pytest.raises(
-            UnavailableError, match=f"{name}: got a tensor that requires a gradient"
-        ):
-            attention(*arrays)
-        with torch.no_grad():
-            assert torch.equal(attention(*arrays), attention(q, k, v))
-    with pytest.raises(UnavailableError, match="bias: got a tensor that requires a gradient"):
-        attention(q, k, v, bias=torch.zeros(5, 7, requires_grad=True))
-    with pytest.raises(UnavailableError, match="key: got a tensor that requires a gradient"):
-        weights(q, k.clone().requires_grad_())
-
-
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("causal", [False, True])
-def test_agrees_with_pytorch(dtype, causal):
-    q, k, v = (tensor(a) for a in Case((2, 4, 33, 16), (2, 4, 33, 16), 16).arrays(dtype))
-    theirs = torch.nn.functional.scaled_dot_product_attention(q, k, v, is_causal=causal)
-    ours = attention(q, k, v, mask=Causal() if causal else None)
-    unit = {"float64": 1e-15, "float32": 1e-6, "float16": 2e-3, "bfloat16": 2e-2}[dtype.name]
-    assert error(numbers(ours), numbers(theirs).astype(np.float64)) < unit
-
-
-def test_options_agree_with_pytorch():
-    q, k, v = (tensor(a) for a in CASE.arrays())
-    mask = torch.rand(2, 1, 5, 7, generator=torch.manual_seed(0)) < 0.6
-    mask[..., 0] = True
-    bias = tensor(BIAS)
-    for theirs, ours in [
-        ({"attn_mask": mask}, {"mask": mask}),
-        ({"attn_mask": bias}, {"bias": bias}),
-        ({"attn_mask": bias.masked_fill(~mask, -torch.inf)}, {"bias": bias, "mask": mask}),
-        ({"scale": 0.7}, {"scale": 0.7}),
-    ]:
-        wanted = torch.nn.functional.scaled_dot_product_attention(
-            q, k, v, enable_gqa=True, **theirs
-        )
-        assert error(attention(q, k, v, **ours).numpy(), wanted.numpy()) < 1e-6
 
 
 # The choice of a kernel
@@ -309,9 +173,31 @@ def test_sinks_dropout_softcap_and_bias_arrive():
     assert error(output, wanted) < 1e-6
 
 
-def test_numpy_numbers_are_numbers():
+@pytest.mark.parametrize("kind", [int, np.float32, np.float64, np.int8, np.uint64, Fraction])
+def test_every_kind_of_real_number_will_do(kind):
     wanted = attention(Q, K, V, scale=2.0, softcap=3.0)
-    assert np.array_equal(attention(Q, K, V, scale=np.float32(2), softcap=np.int64(3)), wanted)
+    assert np.array_equal(attention(Q, K, V, scale=kind(2), softcap=kind(3)), wanted)
+
+
+@pytest.mark.parametrize(
+    "odd",
+    ["2", True, 2j, Decimal(2), np.array(2.0), np.bool_(True), torch.tensor(2.0), [2.0], b"2"],
+    ids=lambda odd: type(odd).__name__,
+)
+def test_what_is_no_real_number(odd):
+    for name in ("scale", "softcap"):
+        for ask in (lambda **o: attention(Q, K, V, **o), lambda **o: weights(Q, K, **o)):
+            with pytest.raises(InvalidTypeError, match=rf"{name}: got .*, expected a number\. fl"):
+                ask(**{name: odd})
+
+
+@pytest.mark.parametrize("odd", [np.nan, np.inf, -np.inf, 10**400, Fraction(10**400), 0, -1.0])
+def test_numbers_that_cannot_be(odd):
+    with pytest.raises(InvalidArgumentError, match="softcap: got .*, expected a finite number ab"):
+        attention(Q, K, V, softcap=odd)
+    if not abs(odd) <= 1:
+        with pytest.raises(InvalidArgumentError, match=r"scale: got .*, expected a finite \w+\."):
+            attention(Q, K, V, scale=odd)
 
 
 def test_only_what_was_asked_for_is_returned():
@@ -353,131 +239,122 @@ def test_blocks_of_one_head_and_of_tensors_with_lse():
     assert np.array_equal(found.numpy(), weights(q, k, rows=3, lse=seen.lse))
 
 
+def test_leading_axes_that_only_the_lse_has():
+    """The call had them from its value, which weights() is not given."""
+    values = np.random.default_rng(0).standard_normal((3, 1, 7, 6)).astype(np.float32)
+    for q, k in ((Q[0, 0], K[0, 0]), (Q[:1, 0], K[:1, 0]), (Q[:1, :1], K[:1, :1])):
+        mask = Causal([0, 1, 2]) & Lengths([7, 6, 5])
+        bias = np.random.default_rng(1).standard_normal((3, 1, 5, 7)).astype(np.float32)
+        output, seen = attention(q, k, values, mask=mask, bias=bias, watch=Watch())
+        assert seen.lse.shape == (3, 1, 5)
+        p = weights(q, k, lse=seen.lse, mask=mask, bias=bias)
+        assert p.shape == (3, 1, 5, 7)
+        assert p @ values == pytest.approx(output, abs=1e-5)
+    _, seen = attention(Q[0, 0], K[0, 0], values[0], watch=Watch())
+    assert weights(Q[0, 0], K[0, 0], lse=seen.lse).shape == (1, 5, 7)
+
+
+@pytest.mark.parametrize(
+    ("q", "lse", "words"),
+    [
+        (Q, (4, 5), r"shape \(4, 5\), expected \(2, 4, 5\), as seen.lse of the same call has"),
+        (Q, (1, 4, 5), r"shape \(1, 4, 5\), expected \(2, 4, 5\)"),
+        (Q, (3, 4, 5), r"leading axes \(3,\), expected axes that broadcast with \(2,\)"),
+        (Q, (2, 4, 7), r"shape \(2, 4, 7\), expected \(2, 4, 5\)"),
+        (Q, (), r"shape \(\), expected \(2, 4, 5\)"),
+        (Q[0, 0], (1,), r"shape \(1,\), expected \(5,\)"),
+        (Q[0, 0], (), r"shape \(\), expected \(5,\)"),
+        (Q[0, 0], (5, 1), r"shape \(5, 1\), expected \(1, 5\)"),
+    ],
+)
+def test_an_lse_of_another_call(q, lse, words):
+    k = K if q.ndim == 4 else K[0, 0]
+    with pytest.raises(InvalidArgumentError, match=f"lse: got {words}"):
+        weights(q, k, lse=np.zeros(lse, np.float32))
+
+
+@pytest.mark.parametrize(("dtype", "odd"), [(np.float32, np.float64), (np.float64, np.float32)])
+def test_an_lse_of_another_dtype(dtype, odd):
+    q, k, _ = CASE.arrays(np.dtype(dtype))
+    with pytest.raises(InvalidTypeError, match=f"lse: got {np.dtype(odd)}, expected {q.dtype}, as"):
+        weights(q, k, lse=np.zeros((2, 4, 5), odd))
+
+
+POSITIONS = [
+    range(1, 4),
+    range(4, -1, -2),
+    (np.int8(1), 2, -2),
+    np.array([1, 4], np.uint8),
+    np.array(3),
+    torch.tensor([0, -5]),
+    slice(np.int64(1), 10**30, 10**30),
+]
+
+
+@pytest.mark.parametrize("rows", POSITIONS, ids=str)
+def test_positions_of_any_kind(rows):
+    whole = weights(Q, K, kernel="reference")
+    plain = rows.numpy() if isinstance(rows, torch.Tensor) else rows
+    plain = plain if isinstance(plain, slice) else list(np.atleast_1d(np.asarray(plain)))
+    assert weights(Q, K, rows=rows) == pytest.approx(whole[:, :, plain], abs=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("odd", "error", "words"),
+    [
+        (5, InvalidArgumentError, "positions 5 to 5, expected positions from 0 to 4"),
+        ([0, -6], InvalidArgumentError, "positions -6 to 0, expected positions from 0 to 4"),
+        ((4, 10**30), InvalidArgumentError, "positions 4 to a whole number of 100 bits"),
+        (10**4000, InvalidArgumentError, "positions a whole number of 13288 bits to"),
+        (range(10**15), InvalidArgumentError, "positions 0 to 999999999999999"),
+        (np.array([2**64 - 1], np.uint64), InvalidArgumentError, "positions a whole number of 64"),
+        (slice(None, None, 0), InvalidArgumentError, "a slice of step 0"),
+        (slice(1.5), InvalidTypeError, "a slice with 1.5, expected a slice of whole numbers"),
+        (1.0, InvalidTypeError, "float, expected a slice, a whole number or a 1-D array of them"),
+        (True, InvalidTypeError, "bool, expected a slice"),
+        ([True, False], InvalidTypeError, "a list that holds True, .* np.flatnonzero"),
+        (np.ones(5, bool), InvalidTypeError, "an array of bool, .* np.flatnonzero"),
+        (torch.ones(5).bool(), InvalidTypeError, "an array of bool, .* np.flatnonzero"),
+        ([1, [2, 3]], InvalidTypeError, "a list that holds list"),
+        ([[0]], InvalidTypeError, "a list that holds list"),
+        (np.zeros((1, 1), int), InvalidTypeError, r"an array of shape \(1, 1\)"),
+        (np.array(["a"]), InvalidTypeError, "an array of <U1"),
+        (np.array([0.0]), InvalidTypeError, "an array of float64"),
+        (np.newaxis, InvalidTypeError, "NoneType"),
+        (..., InvalidTypeError, "ellipsis"),
+        ("1", InvalidTypeError, "str"),
+        ({1}, InvalidTypeError, "set"),
+        (torch.zeros(2, dtype=torch.int64, device="meta"), UnavailableError, "a tensor on meta"),
+    ],
+    ids=lambda value: str(value)[:30],
+)
+def test_what_are_no_positions(odd, error, words):
+    for name in ("rows", "keys"):
+        with pytest.raises(error, match=f"{name}: got {words}"):
+            weights(Q, K[..., :5, :], **{name: odd})
+
+
+def test_no_positions_at_all():
+    nothing = Q[..., :0, :]
+    assert weights(nothing, K).shape == (2, 4, 0, 7)
+    assert weights(Q, K, rows=[], keys=range(0)).shape == (2, 4, 0, 0)
+    with pytest.raises(InvalidArgumentError, match="positions 0 to 0, expected none"):
+        weights(nothing, K, rows=0)
+
+
 def test_rows_of_the_weights_give_the_output():
     options = {"mask": Causal(-1), "bias": BIAS, "softcap": 1.0, "sinks": np.ones(4, np.float32)}
     p = weights(Q, K, **options)
     assert p @ np.repeat(V, 2, axis=1) == pytest.approx(attention(Q, K, V, **options), abs=1e-5)
 
 
-# Errors: each names the argument, what came and what was expected
-
-BIG = np.zeros((1, 1025), np.float32)
-MASKED = np.ma.masked_array(Q)
-Value, Type = InvalidArgumentError, InvalidTypeError
-
-
-@pytest.mark.parametrize(
-    ("arguments", "options", "error", "words"),
-    [
-        (([[1.0]], K, V), {}, Type, r"query: got list, expected a NumPy array or .* np.asarray"),
-        ((Q, None, V), {}, Type, "key: got NoneType"),
-        ((Q, tensor(K), V), {}, Type, "query: ndarray, key: torch, .* of one kind"),
-        ((MASKED, K, V), {}, Type, "query: got MaskedArray"),
-        ((Q.astype(int), K, V), {}, Type, "query: got int64, expected float64, float32, "),
-        ((Q.astype(">f4"), K, V), {}, Type, "query: got >f4"),
-        ((Q + 1j, K, V), {}, Type, "query: got complex64"),
-        ((Q, K.astype(np.float64), V), {}, Type, "key: got float64, expected float32, as"),
-        ((Q, K, V.astype(np.float16)), {}, Type, "value: got float16.* never narrows or widens"),
-        ((Q[0, 0, 0], K, V), {}, Value, r"query: got shape \(8,\), expected \(\.\.\., heads"),
-        ((Q, np.float32(1), V), {}, Type, "key: got float32"),
-        ((Q, K[..., :7], V), {}, Value, r"key: got width 7 .*expected width 8.*The last axis"),
-        ((Q[..., :0], K[..., :0], V), {}, Value, "query: got width 0, expected a width from 1"),
-        ((BIG, BIG, BIG), {}, Value, "query: got width 1025"),
-        ((BIG[:, :3], BIG[:, :3], BIG), {}, Value, "value: got width 1025"),
-        ((Q, K, V[..., :6, :]), {}, Value, "value: got 6 positions .* expected 7, one for"),
-        ((Q, K, V[:, :1]), {}, Value, "value: got 1 heads .* expected 2, as the key has"),
-        (
-            (Q[:, :3], K, V),
-            {},
-            Value,
-            "key: got 2 heads .* a divisor of the .* 3 heads .* transpose",
-        ),
-        ((Q, K[:, :0], V[:, :0]), {}, Value, "key: got 0 heads"),
-        ((Q[:, :, :, None], K, V), {}, Value, "key"),
-        ((np.repeat(Q, 2, 0)[:3], K, V), {}, Value, r"key: got leading axes \(2,\).*\(3,\)"),
-        ((Q, K, np.repeat(V, 2, 0)[:3]), {}, Value, r"value: got leading axes \(3,\).*\(2,\)"),
-        ((Q, K, V), {"mask": [[True]]}, Type, "mask: got list, expected a mask value or a boolean"),
-        ((Q, K, V), {"mask": BIAS}, Type, "mask: got an array of float32.*bias="),
-        ((Q, K, V), {"mask": np.ones((7, 5), bool)}, Value, r"mask: got shape \(7, 5\)"),
-        ((Q, K, V), {"mask": Causal([1, 2, 3])}, Value, "offset: got shape"),
-        ((Q, K, V), {"bias": BIAS.astype(float)}, Type, "bias: got float64, expected float32"),
-        ((Q, K, V), {"bias": BIAS.T}, Value, r"bias: got shape \(7, 5\).*\(2, 4, 5, 7\)"),
-        ((Q, K, V), {"bias": 1.0}, Type, "bias: got float"),
-        ((Q, K, V), {"bias": tensor(BIAS)}, Type, "bias: got Tensor, expected an array of"),
-        (tuple(map(tensor, (Q, K, V))), {"bias": BIAS}, Type, "bias: got ndarray, expected a t"),
-        ((Q, K, V), {"scale": "1"}, Type, "scale: got str, expected a number"),
-        ((Q, K, V), {"scale": True}, Type, "scale: got bool"),
-        ((Q, K, V), {"scale": np.inf}, Value, "scale: got inf, expected a finite number"),
-        ((Q, K, V), {"scale": 10**400}, Value, "scale: got inf"),
-        ((Q, K, V), {"softcap": 0.0}, Value, "softcap: got 0.0, expected a finite number above 0"),
-        ((Q, K, V), {"softcap": np.nan}, Value, "softcap: got nan"),
-        ((Q, K, V), {"sinks": BIAS[0, :2]}, Value, r"sinks: got shape \(2,\), expected \(4,\)"),
-        ((Q, K, V), {"sinks": np.ones(4)}, Type, "sinks: got float64, expected float32"),
-        ((Q, K, V), {"dropout": 0.1}, Type, r"dropout: got 0.1, expected Dropout\(rate, seed\)"),
-        ((Q, K, V), {"watch": False}, Type, "watch: got False, expected Watch"),
-        ((Q, K, V), {"watch": "top"}, Type, "watch: got 'top'"),
-        ((Q, K, V), {"watch": Watch(groups=[0, 1])}, Value, "groups: got 2 groups, .* the 7 keys"),
-        ((Q, K, V), {"kernel": 3}, Value, "kernel: got 3"),
-    ],
-)
-def test_errors(arguments, options, error, words):
-    with pytest.raises(error, match=words) as raised:
-        attention(*arguments, **options)
-    assert isinstance(raised.value, ChumokuError)
-    assert isinstance(raised.value, (ValueError, TypeError))
-    assert len(str(raised.value)) < 300
-
-
-@pytest.mark.parametrize(
-    ("options", "error", "words"),
-    [
-        (
-            {"rows": 5},
-            InvalidArgumentError,
-            "rows: got positions 5 to 5, expected positions from 0 to 4",
-        ),
-        (
-            {"keys": [0, -8]},
-            InvalidArgumentError,
-            "keys: got positions -8 to 0, expected positions from 0 to 6",
-        ),
-        ({"rows": 1.0}, InvalidTypeError, "rows: got float64"),
-        ({"rows": [[0]]}, InvalidTypeError, r"rows: got int64 of shape \(1, 1\)"),
-        ({"rows": [True, False]}, InvalidTypeError, "rows: got bool"),
-        (
-            {"lse": np.zeros((4, 5))},
-            InvalidArgumentError,
-            r"lse: got shape \(4, 5\), expected \(2, 4, 5\)",
-        ),
-        ({"lse": [1.0]}, InvalidTypeError, "lse: got list"),
-        ({"mask": np.ones((7, 5), bool)}, InvalidArgumentError, "mask: got shape"),
-        ({"softcap": -1}, InvalidArgumentError, "softcap: got -1.0"),
-    ],
-)
-def test_errors_of_weights(options, error, words):
-    with pytest.raises(error, match=words):
-        weights(Q, K, **options)
+# Errors; their messages are read in test_errors.py
 
 
 @pytest.mark.parametrize("key", [np.array(1, np.float32), np.ones(3, np.float32)])
 def test_weights_of_keys_without_axes(key):
     with pytest.raises(InvalidArgumentError, match="key: got shape"):
         weights(Q, key)
-
-
-def test_tensors_that_are_not_here():
-    q, k, v = map(tensor, CASE.arrays())
-    with pytest.raises(UnavailableError, match="query: got a torch.strided tensor on meta"):
-        attention(q.to("meta"), k.to("meta"), v.to("meta"))
-    with pytest.raises(UnavailableError, match="query: got a torch.sparse_coo tensor on cpu"):
-        attention(q.to_sparse(), k, v)
-
-
-def test_bfloat16_without_ml_dtypes(monkeypatch):
-    monkeypatch.setitem(sys.modules, "ml_dtypes", None)
-    q = torch.ones(3, 4, dtype=torch.bfloat16)
-    with pytest.raises(UnavailableError, match="query: got bfloat16.*pip install ml_dtypes"):
-        attention(q, q, q)
 
 
 def test_groups_of_a_recording_are_checked_too():

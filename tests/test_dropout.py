@@ -1,9 +1,12 @@
 """Dropout: the published random numbers, and that they depend on absolute indices alone."""
 
+import random
+
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from strange import anything, outcome
 
 from chumoku.dropout import Dropout, _philox
 from chumoku.errors import InvalidArgumentError, InvalidTypeError
@@ -98,7 +101,11 @@ def test_nothing_to_drop():
         (1.0, 0, InvalidArgumentError, "rate: got 1.0, expected a number from 0 up to 1"),
         (-0.1, 0, InvalidArgumentError, "rate: got -0.1"),
         (float("nan"), 0, InvalidArgumentError, "rate: got nan"),
-        ("0.1", 0, InvalidTypeError, "rate: got '0.1', expected a number"),
+        (10**400, 0, InvalidArgumentError, "rate: got inf"),
+        (False, 0, InvalidTypeError, "rate: got False"),
+        (None, 0, InvalidTypeError, "rate: got None"),
+        (0.1, 10**400, InvalidArgumentError, r"seed: got 10+\.\.\.0+,"),
+        ("0.1", 0, InvalidTypeError, "rate: got '0.1', expected a finite number"),
         (0.1, -1, InvalidArgumentError, "seed: got -1, expected a whole number from 0 to"),
         (0.1, 2**64, InvalidArgumentError, "seed: got 18446744073709551616"),
         (0.1, 1.0, InvalidTypeError, "seed: got 1.0, expected a whole number"),
@@ -112,3 +119,14 @@ def test_errors(rate, seed, error, words):
 
 def test_numpy_numbers_are_welcome():
     assert Dropout(np.float32(0.5), np.int64(3)) == Dropout(0.5, 3)
+
+
+def test_only_the_library_s_errors_come_out():
+    rng = random.Random(3)
+    for _ in range(2000):
+        rate = rng.choice([0, 0.5, np.float32(0.25), anything(rng)])
+        made = outcome(Dropout, rate, anything(rng))
+        if isinstance(made, Dropout):
+            kept = made.kept((2,), 1, np.arange(3), np.arange(5))
+            assert kept.shape == (2, 1, 3, 5)
+            assert (type(made.rate), type(made.seed)) == (float, int)

@@ -138,7 +138,9 @@ def test_layouts_of_the_bias(kernel, layout, dtype):
 
 
 @pytest.mark.parametrize("options", [{}, {"softcap": 2.0, "sinks": np.array([0, 1, 2, 3.0])}])
-@pytest.mark.parametrize("case", [Case((2, 4, 200, 8), (2, 2, 2300, 8), 6), one_head(2, 4000, 8, 8)])
+@pytest.mark.parametrize(
+    "case", [Case((2, 4, 200, 8), (2, 2, 2300, 8), 6), one_head(2, 4000, 8, 8)]
+)
 def test_options_over_many_chunks_of_keys(kernel, case, options):
     """Everything at once, where keys are split over threads and chunks are joined."""
     q, k, v = case.arrays(FLOAT64)
@@ -202,7 +204,14 @@ def test_a_custom_mask_is_asked_in_blocks(kernel):
         Watch(picture=(40, 100)),
         Watch(top=100),
     ],
-    ids=["received", "groups", "empty groups", "picture", "picture with more cells", "more than there are"],
+    ids=[
+        "received",
+        "groups",
+        "empty groups",
+        "picture",
+        "picture with more cells",
+        "more than there are",
+    ],
 )
 @pytest.mark.parametrize("mask", [None, Causal(), Causal(-5), Documents([0] * 33, [0, 1] * 35)])
 def test_facts_of_all_rows(kernel, watch, mask):

@@ -275,3 +275,54 @@ def test_a_reference_that_moves_takes_everything_with_it(isa):
     for name in ("lse", "entropy", "saturation", "flow", "top_weights"):
         assert np.abs(getattr(seen, name) - getattr(facts, name)).max() < 1e-4, name
     assert np.abs(seen.distance / facts.distance - 1).max() < 1e-4
+
+
+def test_answers_of_a_custom_mask_are_held_in_parts(monkeypatch):
+    """Rows are gone through in slabs, which change no bit of what belongs to a row."""
+    query, key, value = arrays(queries=200, keys=500)
+    mask = chumoku.Custom(lambda b, h, i, j: (i * 5 + j * 3 + h) % 7 != 0)
+    watch = Watch(*(3, True, True, True, True), groups=np.arange(500) % 4, picture=(9, 11))
+    wanted, facts = native(query, key, value, mask=mask, watch=watch)
+    block = chumoku.weights(query, key, mask=mask, keys=[3, 99])
+    assert wanted.tobytes() == native(query, key, value, mask=cells(mask)).tobytes()
+    monkeypatch.setattr("chumoku.kernels.native.HELD_SCORES", 1)
+    output, seen = native(query, key, value, mask=mask, watch=watch)
+    assert output.tobytes() == wanted.tobytes()
+    for name, fact in facts.facts().items():
+        if name.startswith(("received", "picture")):  # sums over the rows are rounded anew
+            assert np.allclose(getattr(seen, name), fact, rtol=1e-6, atol=1e-8), name
+        else:
+            assert np.array_equal(getattr(seen, name), fact), name
+    assert np.array_equal(chumoku.weights(query, key, mask=mask, keys=[3, 99]), block)
+
+
+def cells(mask):
+    """The mask's answers for two entries, four heads, 200 queries and 500 keys."""
+    index = np.ix_(range(2), range(4), range(200), range(500))
+    return mask.function(*index)
+
+
+@pytest.mark.parametrize("isa", _native.instruction_sets())
+def test_sums_over_the_rows_have_the_same_bits_for_any_number_of_threads(isa):
+    assert _native.set_instruction_set(isa)
+    query, key, value = arrays(queries=400, keys=1500)
+    watch = Watch(received=True, picture=(7, 13))
+    seen = []
+    for threads in (1, 2, 3, 8):
+        _native.set_threads(threads)
+        seen.append(native(query, key, value, mask=Causal(), watch=watch)[1])
+    for other in seen[1:]:
+        for name in ("received", "received_share", "picture"):
+            assert np.array_equal(getattr(other, name), getattr(seen[0], name)), name
+
+
+def test_dropped_weights_are_the_same_in_any_slice_of_queries():
+    query, key, value = arrays(queries=40, keys=1100)
+    dropout = chumoku.Dropout(0.3, seed=2**40 + 7)
+    rows, keys = np.arange(40), np.arange(1100)
+    kept = dropout.kept((2,), 4, rows, keys)
+    scores = np.einsum("bhgid,bhjd->bhgij", query.reshape(2, 2, 2, 40, -1), key).reshape(kept.shape)
+    weights = np.exp(scores / 48**0.5)
+    weights /= weights.sum(-1, keepdims=True)
+    wanted = (kept / 0.7 * weights) @ np.repeat(value, 2, axis=1)
+    assert np.abs(native(query, key, value, dropout=dropout) - wanted).max() < 1e-4

@@ -8,7 +8,7 @@ import torch
 from cases import Case
 
 from chumoku import Causal, Watch, attention, label, recording, weights
-from chumoku.errors import InvalidArgumentError, UnavailableError
+from chumoku.errors import InvalidArgumentError, InvalidTypeError, UnavailableError
 from chumoku.kernels import KERNELS
 from chumoku.mask import Shape
 from chumoku.record import Recording, open_recordings
@@ -66,6 +66,20 @@ def test_names():
         Recording()["x"]
     with pytest.raises(IndexError):
         seen[5]
+
+
+def test_wrong_arguments_raise_before_the_block_runs():
+    for options, words in [
+        ({"watch": 3}, "watch: got 3, expected Watch"),
+        ({"watch": Watch}, "watch: got type"),
+        ({"inputs": 1}, "inputs: got 1, expected True or False"),
+        ({"inputs": Watch()}, "inputs: got Watch"),
+    ]:
+        with pytest.raises(InvalidTypeError, match=words), recording(**options):
+            raise AssertionError("the block ran")
+    with pytest.raises(InvalidTypeError, match="name: got 3, expected a str"), label(3):
+        raise AssertionError("the block ran")
+    assert open_recordings() == ()
 
 
 def test_nested_recordings_each_get_what_they_asked_for():

@@ -127,6 +127,9 @@ def test_facts_of_many_rows_by_loops(option):
         rows = [loop(made, b, h, i)[1] for i in range(5)]
         received = [math.fsum(row.get(j, 0) for row in rows) for j in range(7)]
         assert seen.received[b, h] == pytest.approx(received, rel=1e-12, abs=1e-14)
+        seeing = [sum(j in row for row in rows) for j in range(7)]
+        share = [mass / max(1, n) for mass, n in zip(received, seeing, strict=True)]
+        assert seen.received_share[b, h] == pytest.approx(share, rel=1e-12, abs=1e-14)
         for r, part in enumerate(([0, 1], [2, 3, 4])):
             for c, columns in enumerate(([0, 1], [2, 3], [4, 5, 6])):
                 cell = [rows[i].get(j, 0) for i in part for j in columns]
@@ -150,6 +153,30 @@ def test_received_adds_up_to_the_rows_that_see(sinks):
     _, seen = reference.run(made)
     sink = 0 if sinks is None else seen.sink_weight[..., 2:].sum(axis=-1)
     assert (seen.received.sum(axis=-1) + sink) == pytest.approx(np.full((2, 4), 3.0))
+
+
+def test_share_received_counts_who_can_see():
+    """A mask and a bias of -inf hide; a weight of 0 does not."""
+    q, k = np.array([[1.0], [1], [1], [0]]), np.array([[0.0], [0], [0], [-1e4], [0]])
+    v = np.zeros((5, 1))
+    bias = np.zeros((4, 5))
+    bias[:3, 1] = -np.inf
+    mask = np.ones((4, 5), bool)
+    mask[1:, 2] = False
+    mask[:, 4] = False
+    made = call(q, k, v, mask=mask, bias=bias, scale=1.0, watch=Watch(received=True))
+    seen = reference.run(made)[1]
+    first = 1 / 2 + 1 + 1 + 1 / 3
+    assert seen.received[0] == pytest.approx([first, 1 / 3, 1 / 2, 1 / 3, 0])
+    assert seen.received_share[0] == pytest.approx([first / 4, 1 / 3, 1 / 2, 1 / 12, 0])
+
+
+def test_groups_without_keys_and_rows_with_nan():
+    q, k, v = np.ones((2, 1)), np.array([[0.0], [0], [np.nan]]), np.zeros((3, 1))
+    made = call(q, k, v, mask=np.tri(2, 3, 1, bool), watch=Watch(groups=[3, 1, 1]))
+    mass = reference.run(made)[1].group_mass[0]
+    assert mass[0] == pytest.approx([0, 0.5, 0, 0.5])
+    assert np.isnan(mass[1]).all()
 
 
 def test_distance_is_measured_from_where_the_query_stands():

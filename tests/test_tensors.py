@@ -1,6 +1,7 @@
 """Safetensors: what we write others read, what others write we read, and nothing malformed."""
 
 import json
+import random
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -12,8 +13,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays_of
 from numpy.typing import NDArray
+from strange import anything, outcome
 
-from chumoku.errors import ChumokuError, InvalidArgumentError, InvalidTypeError
+from chumoku.errors import ChumokuError, InvalidArgumentError, InvalidTypeError, UnavailableError
 from chumoku.tensors import read_tensors, write_tensors
 
 DTYPES = ["f8", "f4", "f2", "i8", "i4", "i2", "i1", "u8", "u4", "u2", "u1", "?", ">f4", ">i8"]
@@ -189,7 +191,31 @@ def test_a_failed_write_leaves_the_old_file(
 ) -> None:
     write_tensors(tmp_path / "x", {"a": np.ones(2)})
     monkeypatch.setattr(Path, "replace", lambda *_: (_ for _ in ()).throw(OSError("full")))
-    with pytest.raises(OSError, match="full"):
+    with pytest.raises(UnavailableError, match=r"path: got '.*/x' \(full\), expected a file that"):
         write_tensors(tmp_path / "x", {"a": np.zeros(2)})
     assert [file.name for file in tmp_path.iterdir()] == ["x"]
     np.testing.assert_array_equal(read_tensors(tmp_path / "x")["a"], np.ones(2))
+
+
+def test_paths_that_cannot_be(tmp_path: Path) -> None:
+    for path in ("a\0b", "\ud800", "x" * 999, "", "."):
+        with pytest.raises(ChumokuError, match="^path: got"):
+            write_tensors(path, {})
+        with pytest.raises(ChumokuError, match="^path: got"):
+            read_tensors(path)
+    with pytest.raises(InvalidTypeError, match="path: got None, expected a path"):
+        read_tensors(None)  # type: ignore[arg-type]
+    with pytest.raises(InvalidTypeError, match="arrays: got None, expected a mapping"):
+        write_tensors(tmp_path / "x", None)  # type: ignore[arg-type]
+
+
+def test_only_the_library_s_errors_come_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    rng = random.Random(5)
+    for _ in range(1000):
+        outcome(read_tensors, anything(rng))
+        arrays = rng.choice([{"a": anything(rng), "b": np.ones(2)}, anything(rng)])
+        written = outcome(write_tensors, rng.choice(["f", anything(rng)]), arrays)
+        assert written is None or isinstance(written, type)

@@ -2,26 +2,28 @@
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Callable
 from functools import partial
-from math import inf, isfinite, sqrt
+from itertools import zip_longest
+from math import inf, isfinite, prod, sqrt
+from numbers import Real
 from typing import Any, overload
 
 import numpy as np
 from numpy.typing import NDArray
 
+from chumoku.arrays import BOOLEANS, POSITIONS, Guest, any_array, guest_of
 from chumoku.dropout import Dropout
-from chumoku.errors import InvalidArgumentError, InvalidTypeError, UnavailableError
+from chumoku.errors import InvalidArgumentError, InvalidTypeError, UnavailableError, shown
 from chumoku.kernels import KERNELS, Call, Kernel
-from chumoku.mask import Mask, as_mask
+from chumoku.mask import Cells, Mask
 from chumoku.record import open_recordings
 from chumoku.statistics import Array, Statistics, Watch
 
 # The reference holds the whole matrix in float64; beyond this it is taken only by name.
 REFERENCE_SCORES = 2**22
 
-_FLOATS = ("float64", "float32", "float16", "bfloat16")
+# Sizes whose product is larger could not be counted in 64 bits, in bytes.
+MOST = 2**60
 
 
 @overload
@@ -80,8 +82,9 @@ def attention(
     Parameters
     ----------
     query : array, (..., heads, queries, width)
-        NumPy array or PyTorch CPU tensor of float64, float32, float16 or bfloat16. 2-D is one
-        head, 3-D is (heads, queries, width). Any strides; never written.
+        Of float64, float32, float16 or bfloat16: a NumPy array, a PyTorch tensor on the CPU, or
+        an array of the array API standard that speaks DLPack. 2-D is one head, 3-D is
+        (heads, queries, width), up to 32 axes. Any strides; never written.
     key : array, (..., kv_heads, keys, width)
         heads must be a multiple of kv_heads: query head h looks at key head
         h // (heads // kv_heads). Leading axes broadcast.
@@ -118,17 +121,19 @@ def attention(
     UnavailableError
         No kernel can serve the call here.
     """
-    guest = _Guest.of(query=query, key=key, value=value)
+    guest = guest_of(query)
+    arrays = _arrays(guest, query=query, key=key, value=value)
     recordings = open_recordings()
     asked = _instance("watch", watch, Watch, "Watch(top=8, entropy=True, ...)") or Watch()
     for open_one in recordings:
         asked = asked | open_one.watch
-    call, rank = _check(guest, query, key, value, mask, bias, scale, softcap, sinks, dropout, asked)
+    rank = max(array.ndim for array in arrays.values())
+    call = _check(guest, arrays, mask, bias, scale, softcap, sinks, dropout, asked)
     output, statistics = _choose(call, kernel).run(call)
     for open_one in recordings:
         block = partial(
             weights,
-            guest.spread(query, call.query.shape),
+            query if rank == 2 else guest.spread(query, call.query.shape),
             key,
             mask=mask,
             bias=bias,
@@ -138,11 +143,11 @@ def attention(
             kernel=kernel,
         )
         seen = _restrict(statistics, open_one.watch)
-        open_one.add(call.shape, guest.statistics(seen, rank), block)
+        open_one.add(call.shape, _statistics(guest, seen, rank), block)
     result = guest.back(_squeeze(output, rank, 2))
     if watch is None:
         return result
-    return result, guest.statistics(_restrict(statistics, watch), rank)
+    return result, _statistics(guest, _restrict(statistics, watch), rank)
 
 
 def weights(
@@ -166,9 +171,11 @@ def weights(
     query, key, mask, bias, scale, softcap, sinks, kernel
         As given to `attention`.
     rows, keys : slice, int or 1-D array of int
-        Which queries and which keys; an int keeps its axis, of length 1.
+        Which queries and which keys; an int keeps its axis, of length 1. Negative ones count
+        from the end.
     lse : array, (..., heads, queries), optional
-        `seen.lse` of the same call; spares the pass over all keys.
+        `seen.lse` of the same call; spares the pass over all keys. Leading axes that the call
+        had from its value alone come from here.
 
     Returns
     -------
@@ -176,25 +183,18 @@ def weights(
         exp(score - lse), of the query's kind; float32, or float64 for float64 inputs. 0 where a
         query may not look.
     """
-    guest = _Guest.of(query=query, key=key)
-    nothing = guest.empty_value(key)
-    call, rank = _check(
-        guest, query, key, nothing, mask, bias, scale, softcap, sinks, None, Watch()
-    )
-    shape = call.shape
-    row_index = _index("rows", rows, shape.queries)
-    key_index = _index("keys", keys, shape.keys)
-    known = None
-    if lse is not None:
-        known = guest.array("lse", lse)
-        whole = (*shape.batch, shape.heads, shape.queries)
-        if known.shape != whole[len(whole) - rank + 1 :]:
-            raise InvalidArgumentError(
-                "lse",
-                got=f"shape {known.shape}",
-                expected=f"{whole[len(whole) - rank + 1 :]}, as seen.lse of the same call has",
-            )
-        known = known.reshape(whole)[..., row_index]
+    guest = guest_of(query)
+    arrays = _arrays(guest, query=query, key=key)
+    # Weights are asked for without values: any of width 0 will do.
+    arrays["value"] = arrays["key"][..., :0]
+    known = None if lse is None else guest.array("lse", lse)
+    rank = max(arrays["query"].ndim, arrays["key"].ndim, 0 if known is None else known.ndim + 1)
+    lead = () if known is None else known.shape[:-2]
+    call = _check(guest, arrays, mask, bias, scale, softcap, sinks, None, Watch(), lead)
+    row_index = _index("rows", rows, call.shape.queries)
+    key_index = _index("keys", keys, call.shape.keys)
+    if known is not None:
+        known = _lse(call, known, rank)[..., row_index]
     block = _choose(call, kernel).weights(call, row_index, key_index, known)
     return guest.back(_squeeze(block, rank, 2))
 
@@ -202,6 +202,9 @@ def weights(
 def _choose(call: Call, name: str | None) -> Kernel:
     """The kernel asked for, or the first that can; a refusal is raised, never worked around."""
     if name is not None:
+        if not isinstance(name, str):
+            names = " or ".join(repr(kernel.name) for kernel in KERNELS)
+            raise InvalidTypeError("kernel", shown(name), names)
         for kernel in KERNELS:
             if kernel.name == name:
                 reason = kernel.refuses(call)
@@ -209,12 +212,12 @@ def _choose(call: Call, name: str | None) -> Kernel:
                     return kernel
                 raise UnavailableError(
                     "kernel",
-                    got=f"{name!r}, which cannot serve this call: {reason}",
+                    got=f"{kernel.name!r}, which cannot serve this call: {reason}",
                     expected="a call that it can serve",
                     cure="Leave kernel= out to let chumoku choose.",
                 )
         raise InvalidArgumentError(
-            "kernel", got=repr(name), expected=" or ".join(repr(k.name) for k in KERNELS)
+            "kernel", got=shown(name), expected=" or ".join(repr(k.name) for k in KERNELS)
         )
     reasons = []
     for kernel in KERNELS:
@@ -238,11 +241,30 @@ def _choose(call: Call, name: str | None) -> Kernel:
 # Checking
 
 
+def _arrays(guest: Guest, **given: Array) -> dict[str, NDArray[Any]]:
+    """NumPy views of query, key and value: floats of one dtype, with two axes or more."""
+    arrays: dict[str, NDArray[Any]] = {}
+    for name, value in given.items():
+        array = arrays[name] = guest.array(name, value)
+        if array.ndim < 2:
+            raise InvalidArgumentError(name, f"shape {array.shape}", "(..., heads, length, width)")
+        _same_dtype(name, array, arrays["query"].dtype)
+    return arrays
+
+
+def _same_dtype(name: str, array: NDArray[Any], dtype: np.dtype[Any]) -> None:
+    if array.dtype != dtype:
+        raise InvalidTypeError(
+            name,
+            got=str(array.dtype),
+            expected=f"{dtype}, as the query has",
+            cure="Convert one of them; chumoku never narrows or widens silently.",
+        )
+
+
 def _check(
-    guest: _Guest,
-    query: Array,
-    key: Array,
-    value: Array,
+    guest: Guest,
+    arrays: dict[str, NDArray[Any]],
     mask: Mask | Array | None,
     bias: Array | None,
     scale: float | None,
@@ -250,27 +272,20 @@ def _check(
     sinks: Array | None,
     dropout: Dropout | None,
     watch: Watch,
-) -> tuple[Call, int]:
-    """The call in its normal form, and the number of axes that the caller used."""
-    arrays = {"query": query, "key": key, "value": value}
-    q, k, v = (guest.array(name, array) for name, array in arrays.items())
-    for name, array in (("key", k), ("value", v)):
-        if array.dtype != q.dtype:
-            raise InvalidTypeError(
-                name,
-                got=str(array.dtype),
-                expected=f"{q.dtype}, as the query has",
-                cure="Convert one of them; chumoku never narrows or widens silently.",
-            )
-    rank = max(q.ndim, k.ndim, v.ndim)
-    q, k, v = _fit(q, k, v)
+    lead: tuple[int, ...] = (),
+) -> Call:
+    """The call in its normal form; `lead` are leading axes that an lse brings."""
+    q, k, v = _fit(arrays, lead)
     *batch, heads, queries, width = q.shape
     whole = (*batch, heads, queries, k.shape[-2])
-    call = Call(
+    if mask is not None and not isinstance(mask, Mask):
+        mask = Cells(any_array("mask", mask, BOOLEANS))
+    _countable_facts(watch, whole)
+    return Call(
         query=q,
         key=k,
         value=v,
-        mask=None if mask is None else as_mask(mask),
+        mask=mask,
         bias=None if bias is None else _bias(guest, bias, q.dtype, whole),
         scale=1.0 / sqrt(width) if scale is None else _number("scale", scale),
         softcap=None if softcap is None else _number("softcap", softcap, positive=True),
@@ -278,18 +293,11 @@ def _check(
         dropout=_instance("dropout", dropout, Dropout, "Dropout(rate, seed)"),
         watch=watch,
     )
-    if watch.groups is not None and watch.groups.shape != (whole[-1],):
-        raise InvalidArgumentError(
-            "groups", f"{watch.groups.size} groups", f"one for each of the {whole[-1]} keys"
-        )
-    return call, rank
 
 
-def _fit(
-    q: NDArray[Any], k: NDArray[Any], v: NDArray[Any]
-) -> tuple[NDArray[Any], NDArray[Any], NDArray[Any]]:
-    """The three arrays with a heads axis and the same leading axes."""
-    q, k, v = (a[(None,) * max(0, 3 - a.ndim)] for a in (q, k, v))
+def _fit(arrays: dict[str, NDArray[Any]], lead: tuple[int, ...]) -> list[NDArray[Any]]:
+    """Query, key and value with a heads axis and the same leading axes."""
+    q, k, v = (a if a.ndim > 2 else a[None] for a in arrays.values())
     heads, width = q.shape[-3], q.shape[-1]
     kv_heads, keys = k.shape[-3], k.shape[-2]
     if not 1 <= width <= 1024:
@@ -322,24 +330,72 @@ def _fit(
             expected=f"a divisor of the query's {heads} heads (shape {q.shape})",
             cure="The axes are (..., heads, length, width): is a transpose missing?",
         )
-    batch: tuple[int, ...] = q.shape[:-3]
-    for name, array in (("key", k), ("value", v)):
-        try:
-            batch = np.broadcast_shapes(batch, array.shape[:-3])
-        except ValueError:
+    batch = q.shape[:-3]
+    for name, axes in (("key", k.shape[:-3]), ("value", v.shape[:-3]), ("lse", lead)):
+        batch = _joined(name, batch, axes)
+    _countable(batch, q.shape, k.shape, v.shape)
+    return [
+        a if a.shape[:-3] == batch else np.broadcast_to(a, batch + a.shape[-3:]) for a in (q, k, v)
+    ]
+
+
+def _joined(name: str, batch: tuple[int, ...], axes: tuple[int, ...]) -> tuple[int, ...]:
+    """The leading axes so far and those of one more array, broadcast."""
+    if axes == batch:
+        return batch
+    sizes = []
+    for one, other in zip_longest(batch[::-1], axes[::-1], fillvalue=1):
+        if one != other and one != 1 and other != 1:
             raise InvalidArgumentError(
                 name,
-                got=f"leading axes {array.shape[:-3]} (shape {array.shape})",
+                got=f"leading axes {axes}",
                 expected=f"axes that broadcast with {batch}, as those before it have",
-            ) from None
-    q, k, v = (np.broadcast_to(a, batch + a.shape[-3:]) for a in (q, k, v))
-    return q, k, v
+            )
+        sizes.append(other if one == 1 else one)
+    return tuple(sizes[::-1])
 
 
-def _bias(guest: _Guest, bias: Array, dtype: np.dtype[Any], whole: tuple[int, ...]) -> NDArray[Any]:
+def _countable(batch: tuple[int, ...], *shapes: tuple[int, ...]) -> None:
+    """Refuse sizes that no array can have: strides of 0 can promise any."""
+    heads, queries, keys = max(shapes[0][-3], shapes[1][-3]), shapes[0][-2], shapes[1][-2]
+    width = max(shape[-1] for shape in shapes)
+    sizes = (*batch, heads, max(queries, keys), max(min(queries, keys), width))
+    if _count(sizes) >= MOST:
+        whole = (*batch, heads, queries, keys)
+        raise InvalidArgumentError(
+            "query",
+            got=f"sizes of (..., heads, queries, keys) = {whole} in all",
+            expected="fewer than 2**60 scores",
+            cure="Leading axes broadcast against one another: is one in the wrong place?",
+        )
+
+
+def _countable_facts(watch: Watch, whole: tuple[int, ...]) -> None:
+    """The facts that have sizes of their own, against the call's."""
+    sizes: dict[str, tuple[int, ...]] = {"top": (*whole[:-1], watch.top)}
+    if watch.groups is not None:
+        if watch.groups.shape != whole[-1:]:
+            got = f"{watch.groups.size} groups"
+            raise InvalidArgumentError("groups", got, f"one for each of the {whole[-1]} keys")
+        sizes["groups"] = (*whole[:-1], int(watch.groups.max(initial=-1)) + 1)
+    if watch.picture is not None:
+        sizes["picture"] = (*whole[:-2], *watch.picture)
+    for name, shape in sizes.items():
+        if _count(shape) >= MOST:
+            sizes_shown = ", ".join(shown(size) for size in shape)
+            raise InvalidArgumentError(
+                name, f"numbers of shape ({sizes_shown})", "fewer than 2**60"
+            )
+
+
+def _count(sizes: tuple[int, ...]) -> int:
+    """How many numbers a shape holds; NumPy multiplies the sizes beside an empty axis too."""
+    return prod(max(1, size) for size in sizes)
+
+
+def _bias(guest: Guest, bias: Array, dtype: np.dtype[Any], whole: tuple[int, ...]) -> NDArray[Any]:
     array = guest.array("bias", bias)
-    if array.dtype != dtype:
-        raise InvalidTypeError("bias", got=str(array.dtype), expected=f"{dtype}, as the query has")
+    _same_dtype("bias", array, dtype)
     try:
         return np.broadcast_to(array, whole)
     except ValueError:
@@ -350,18 +406,32 @@ def _bias(guest: _Guest, bias: Array, dtype: np.dtype[Any], whole: tuple[int, ..
         ) from None
 
 
-def _sinks(guest: _Guest, sinks: Array, dtype: np.dtype[Any], heads: int) -> NDArray[Any]:
+def _sinks(guest: Guest, sinks: Array, dtype: np.dtype[Any], heads: int) -> NDArray[Any]:
     array = guest.array("sinks", sinks)
-    if array.dtype != dtype:
-        raise InvalidTypeError("sinks", str(array.dtype), f"{dtype}, as the query has")
+    _same_dtype("sinks", array, dtype)
     if array.shape != (heads,):
         raise InvalidArgumentError("sinks", f"shape {array.shape}", f"({heads},), one per head")
     return array
 
 
+def _lse(call: Call, known: NDArray[Any], rank: int) -> NDArray[Any]:
+    """A row statistic that the caller brings, with all axes of the call."""
+    shape = call.shape
+    whole = (*shape.batch, shape.heads, shape.queries)
+    expected = whole[len(whole) - rank + 1 :]
+    if known.shape != expected:
+        raise InvalidArgumentError(
+            "lse", f"shape {known.shape}", f"{expected}, as seen.lse of the same call has"
+        )
+    real = "float64" if call.query.dtype == np.float64 else "float32"
+    if known.dtype != real:
+        raise InvalidTypeError("lse", str(known.dtype), f"{real}, as seen.lse of the same call has")
+    return known.reshape(whole)
+
+
 def _number(name: str, value: object, positive: bool = False) -> float:
-    if isinstance(value, bool) or not isinstance(value, (int, float, np.integer, np.floating)):
-        raise InvalidTypeError(name, type(value).__name__, "a number")
+    if isinstance(value, bool) or not isinstance(value, Real):
+        raise InvalidTypeError(name, shown(value), "a number", "float(...) makes one.")
     try:
         number = float(value)
     except OverflowError:
@@ -374,152 +444,64 @@ def _number(name: str, value: object, positive: bool = False) -> float:
 
 def _instance(name: str, value: Any, kind: type, expected: str) -> Any:
     if value is not None and not isinstance(value, kind):
-        raise InvalidTypeError(name, got=repr(value), expected=expected)
+        raise InvalidTypeError(name, got=shown(value), expected=expected)
     return value
 
 
 def _index(name: str, which: slice | int | Array, length: int) -> NDArray[np.int64]:
-    """The positions meant by a slice, a number or an array of numbers."""
+    """The positions meant by a slice, a number or several numbers."""
     if isinstance(which, slice):
-        return np.ascontiguousarray(np.arange(length, dtype=np.int64)[which])
-    index = np.atleast_1d(np.asarray(which))
-    if index.ndim != 1 or (index.dtype.kind not in "iu" and index.size):
-        got = f"{index.dtype} of shape {index.shape}"
-        raise InvalidTypeError(name, got, "a slice, a whole number or a 1-D array of them")
-    index = index.astype(np.int64)
-    if index.size and (index.min() < -length or index.max() >= length):
+        return _sliced(name, which, length)
+    if isinstance(which, (int, np.integer)) and not isinstance(which, bool):
+        which = (which,)
+    if isinstance(which, range):
+        # It may be too long to be walked; its ends say whether it is.
+        ends = [which[0], which[-1]] if which else []
+    elif isinstance(which, (list, tuple)):
+        for position in which:
+            if not isinstance(position, (int, np.integer)) or isinstance(position, bool):
+                got = f"a {type(which).__name__} that holds {shown(position)}"
+                raise InvalidTypeError(name, got, POSITIONS.expected, POSITIONS.cure)
+        ends = [int(min(which)), int(max(which))] if which else []
+    else:
+        which = np.atleast_1d(any_array(name, which, POSITIONS))
+        if which.ndim != 1:
+            raise InvalidTypeError(name, f"an array of shape {which.shape}", POSITIONS.expected)
+        ends = [int(which.min()), int(which.max())] if which.size else []
+    if ends and (min(ends) < -length or max(ends) >= length):
         raise InvalidArgumentError(
-            name, f"positions {index.min()} to {index.max()}", f"positions from 0 to {length - 1}"
+            name,
+            got=f"positions {shown(min(ends))} to {shown(max(ends))}",
+            expected=f"positions from 0 to {length - 1}" if length else "none, for there are none",
         )
+    index = np.array(which, np.int64)
     return np.where(index < 0, index + length, index)
 
 
-# The caller's kind of arrays
+def _sliced(name: str, which: slice, length: int) -> NDArray[np.int64]:
+    for part in (which.start, which.stop, which.step):
+        if part is not None and not isinstance(part, (int, np.integer)):
+            raise InvalidTypeError(name, f"a slice with {shown(part)}", "a slice of whole numbers")
+    if which.step == 0:
+        raise InvalidArgumentError(name, "a slice of step 0", "any other step")
+    return np.ascontiguousarray(np.arange(length, dtype=np.int64)[which])
 
 
-class _Guest:
-    """Arrays of one kind on their way in and back out: NumPy, or PyTorch on the CPU."""
-
-    def __init__(self, torch: Any) -> None:
-        self.torch = torch
-
-    @classmethod
-    def of(cls, **arrays: Any) -> _Guest:
-        """The kind that all the arrays are of. torch is looked up, never imported."""
-        torch = sys.modules.get("torch")
-        tensor = getattr(torch, "Tensor", ())
-        kinds = {
-            name: "torch" if isinstance(array, tensor) else type(array).__name__
-            for name, array in arrays.items()
-        }
-        for name, array in arrays.items():
-            if kinds[name] != "torch" and not isinstance(array, np.ndarray):
-                raise InvalidTypeError(
-                    name,
-                    got=type(array).__name__,
-                    expected="a NumPy array or a PyTorch tensor",
-                    cure="np.asarray(..., dtype=np.float32) makes one of a list.",
-                )
-        if len({kind == "torch" for kind in kinds.values()}) > 1:
-            raise InvalidTypeError(
-                " and ".join(kinds),
-                got=", ".join(f"{name}: {kind}" for name, kind in kinds.items()),
-                expected="arrays of one kind",
-            )
-        return cls(torch if "torch" in kinds.values() else None)
-
-    def array(self, name: str, value: Any) -> NDArray[Any]:
-        """A NumPy view of one argument, its memory shared."""
-        if self.torch is not None:
-            if not isinstance(value, self.torch.Tensor):
-                raise InvalidTypeError(name, type(value).__name__, "a tensor, as the query is")
-            value = self._view(name, value)
-        if not isinstance(value, np.ndarray) or isinstance(value, np.ma.MaskedArray):
-            raise InvalidTypeError(name, type(value).__name__, "an array of the query's kind")
-        if value.dtype.name not in _FLOATS or not value.dtype.isnative:
-            raise InvalidTypeError(
-                name,
-                got=f"{value.dtype}",
-                expected=", ".join(_FLOATS),
-                cure="Convert it, for instance with .astype(np.float32).",
-            )
-        if value.ndim < 2 and name in ("query", "key", "value"):
-            raise InvalidArgumentError(
-                name, got=f"shape {value.shape}", expected="(..., heads, length, width)"
-            )
-        return value
-
-    def _view(self, name: str, tensor: Any) -> NDArray[Any]:
-        torch = self.torch
-        tangent = torch.autograd.forward_ad.unpack_dual(tensor).tangent
-        if tangent is not None or (tensor.requires_grad and torch.is_grad_enabled()):
-            raise UnavailableError(
-                name,
-                got="a tensor that requires a gradient",
-                expected="one that does not",
-                cure="Call inside torch.no_grad(), or pass tensor.detach().",
-            )
-        if tensor.device.type != "cpu" or tensor.layout != torch.strided:
-            got = f"a {tensor.layout} tensor on {tensor.device}"
-            raise UnavailableError(name, got, "a dense tensor on the CPU", "Move it with .cpu().")
-        try:
-            tensor = tensor.detach().resolve_neg()
-            if tensor.dtype == torch.bfloat16:
-                return np.asarray(tensor.view(torch.int16).numpy().view(_bfloat16(name)))
-            return np.asarray(tensor.numpy())
-        except (RuntimeError, TypeError) as error:
-            if isinstance(error, UnavailableError):
-                raise
-            # A functorch transform, a meta tensor, a dtype that NumPy does not know.
-            reason = str(error).split("\n")[0]
-            raise UnavailableError(
-                name, f"a tensor without plain memory ({reason})", "a plain CPU tensor"
-            ) from None
-
-    def spread(self, array: Any, shape: tuple[int, ...]) -> Any:
-        """The caller's array with the leading axes of the whole call, nothing copied."""
-        if array.ndim == 2 and len(shape) == 3:
-            return array
-        return np.broadcast_to(array, shape) if self.torch is None else array.expand(shape)
-
-    def back(self, array: NDArray[Any]) -> Array:
-        """An array of ours as one of the caller's kind."""
-        if self.torch is None:
-            return array
-        if array.dtype.name == "bfloat16":
-            return self.torch.from_numpy(array.view(np.int16)).view(self.torch.bfloat16)
-        return self.torch.from_numpy(array)
-
-    def statistics(self, statistics: Statistics, rank: int) -> Statistics:
-        """Statistics with the caller's number of axes and kind of arrays."""
-        back: Callable[[NDArray[Any], int], Array] = lambda a, tail: self.back(  # noqa: E731
-            _squeeze(a, rank, tail)
-        )
-        facts: dict[str, Any] = {}
-        for name, fact in statistics.facts().items():
-            tail = 2 if name in ("top_keys", "top_weights", "group_mass", "picture") else 1
-            facts[name] = (
-                tuple(back(f, tail) for f in fact) if name == "picture" else back(fact, tail)
-            )
-        return Statistics(**facts)
-
-    def empty_value(self, key: Any) -> Any:
-        """Values of width 0 beside the keys: weights are asked for without values."""
-        return key[..., :0] if key.ndim else key
+# The way back
 
 
-def _bfloat16(name: str) -> np.dtype[Any]:
-    try:
-        import ml_dtypes
-    except ImportError:
-        raise UnavailableError(
-            name,
-            got="bfloat16, which NumPy does not know",
-            expected="the package ml_dtypes beside it",
-            cure="pip install ml_dtypes",
-        ) from None
-    dtype: np.dtype[Any] = np.dtype(ml_dtypes.bfloat16)
-    return dtype
+def _statistics(guest: Guest, statistics: Statistics, rank: int) -> Statistics:
+    """Statistics with the caller's number of axes and kind of arrays."""
+
+    def back(array: NDArray[Any], tail: int) -> Array:
+        return guest.back(_squeeze(array, rank, tail))
+
+    facts: dict[str, Any] = {}
+    for name, fact in statistics.facts().items():
+        tail = 2 if name in ("top_keys", "top_weights", "group_mass", "picture") else 1
+        pair = name == "picture"
+        facts[name] = tuple(back(f, tail) for f in fact) if pair else back(fact, tail)
+    return Statistics(**facts)
 
 
 def _squeeze(array: NDArray[Any], rank: int, tail: int) -> NDArray[Any]:
@@ -540,6 +522,7 @@ def _restrict(statistics: Statistics, watch: Watch) -> Statistics:
         "top_weights": watch.top > 0,
         "distance": watch.distance,
         "received": watch.received,
+        "received_share": watch.received,
         "group_mass": watch.groups is not None,
         "picture": watch.picture is not None,
     }

@@ -9,7 +9,8 @@ from math import prod
 import numpy as np
 from numpy.typing import NDArray
 
-from chumoku.errors import InvalidArgumentError, InvalidTypeError
+from chumoku.checks import number, shown, whole
+from chumoku.errors import InvalidArgumentError
 
 Ints = NDArray[np.int64]
 Bools = NDArray[np.bool_]
@@ -35,20 +36,12 @@ class Dropout:
     seed: int
 
     def __post_init__(self) -> None:
-        if not isinstance(self.rate, (int, float, np.integer, np.floating)):
-            raise InvalidTypeError("rate", repr(self.rate), "a number")
-        if not isinstance(self.seed, (int, np.integer)) or isinstance(self.seed, bool):
-            raise InvalidTypeError("seed", repr(self.seed), "a whole number")
-        if not 0.0 <= self.rate < 1.0:
-            raise InvalidArgumentError(
-                "rate", repr(self.rate), "a number from 0 up to 1, 1 not included"
-            )
-        if not 0 <= self.seed < 2**64:
-            raise InvalidArgumentError(
-                "seed", repr(self.seed), "a whole number from 0 to 2**64 - 1"
-            )
-        object.__setattr__(self, "rate", float(self.rate))
-        object.__setattr__(self, "seed", int(self.seed))
+        rate = number("rate", self.rate)
+        if not 0.0 <= rate < 1.0:
+            expected = "a number from 0 up to 1, 1 not included"
+            raise InvalidArgumentError("rate", shown(rate), expected)
+        object.__setattr__(self, "rate", rate)
+        object.__setattr__(self, "seed", whole("seed", self.seed, 0, 2**64 - 1))
 
     def kept(self, batch: tuple[int, ...], heads: int, rows: Ints, keys: Ints) -> Bools:
         """Which weights stay, shape (*batch, heads, len(rows), len(keys))."""

@@ -1,5 +1,8 @@
 """The library's three errors: each is also the built-in error a caller would catch."""
 
+# What came is told in one line of at most so many characters, whatever it was.
+LONGEST = 300
+
 
 class ChumokuError(Exception):
     """Base of the library's errors: which argument, what came, what was expected, and the cure.
@@ -18,10 +21,10 @@ class ChumokuError(Exception):
 
     def __init__(self, argument: str, got: str, expected: str, cure: str = "") -> None:
         self.argument = argument
-        self.got = got
+        self.got = _one_line(got)
         self.expected = expected
         self.cure = cure
-        message = f"{argument}: got {got}, expected {expected}."
+        message = f"{argument}: got {self.got}, expected {expected}."
         super().__init__(f"{message} {cure}" if cure else message)
 
     def __reduce__(self) -> tuple[type["ChumokuError"], tuple[str, str, str, str]]:
@@ -39,3 +42,24 @@ class InvalidTypeError(ChumokuError, TypeError):
 
 class UnavailableError(ChumokuError, RuntimeError):
     """Legal, but not to be had here: a kernel that refuses, a package that is missing."""
+
+
+def shown(value: object) -> str:
+    """What came, for a message: small plain values in full, all others by their kind.
+
+    No method of the value is called, so that a strange object cannot break the message.
+    """
+    if value is None or type(value) in (bool, float, complex):
+        return repr(value)
+    if type(value) is int:
+        return str(value) if abs(value) < 10**18 else f"a whole number of {value.bit_length()} bits"
+    if type(value) is str:
+        return repr(value) if len(value) <= 60 else f"{value[:50]!r}... of {len(value)} characters"
+    return type(value).__name__
+
+
+def _one_line(text: str) -> str:
+    line = " ".join(text.split()) if "\n" in text else text
+    if len(line) <= LONGEST:
+        return line
+    return f"{line[: LONGEST - 40]} ... {line[-35:]}"

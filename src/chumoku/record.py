@@ -8,7 +8,7 @@ from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import Any
 
-from chumoku.errors import InvalidArgumentError, InvalidTypeError, UnavailableError
+from chumoku.errors import InvalidArgumentError, InvalidTypeError, UnavailableError, shown
 from chumoku.mask import Shape
 from chumoku.statistics import Statistics, Watch
 
@@ -91,7 +91,7 @@ class Recording:
             return found[0]
         names = ", ".join(dict.fromkeys(entry.name for entry in self.entries)) or "nothing"
         raise InvalidArgumentError(
-            "name", got=f"{which!r}, {len(found)} entries", expected=f"one entry of: {names}"
+            "name", got=f"{shown(which)}, {len(found)} entries", expected=f"one entry of: {names}"
         )
 
     def add(self, shape: Shape, statistics: Statistics, weights: Callable[..., Any]) -> None:
@@ -120,7 +120,9 @@ def recording(watch: Watch | None = None, *, inputs: bool = False) -> Iterator[R
         Threads started inside the block do not report to it.
     """
     if watch is not None and not isinstance(watch, Watch):
-        raise InvalidTypeError("watch", repr(watch), "Watch(top=8, entropy=True, ...)")
+        raise InvalidTypeError("watch", shown(watch), "Watch(top=8, entropy=True, ...)")
+    if not isinstance(inputs, bool):
+        raise InvalidTypeError("inputs", shown(inputs), "True or False")
     seen = Recording(Watch() if watch is None else watch, inputs)
     token = _open.set((*_open.get(), seen))
     try:
@@ -132,6 +134,8 @@ def recording(watch: Watch | None = None, *, inputs: bool = False) -> Iterator[R
 @contextmanager
 def label(name: str) -> Iterator[None]:
     """Name the attention calls made inside the block, as recordings will show them."""
+    if not isinstance(name, str):
+        raise InvalidTypeError("name", shown(name), "a str")
     token = _label.set(name)
     try:
         yield

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, fields
-from math import floor, isfinite, log10, prod, sqrt
-from typing import Any
+from math import floor, log10, prod, sqrt
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from chumoku.checks import array_of, number, shown
 from chumoku.errors import InvalidArgumentError, InvalidTypeError
 from chumoku.kernels import Call
 from chumoku.kernels.reference import each_head, hide, scale_scores, score, softmax, visible_keys
@@ -21,6 +21,9 @@ Bools = NDArray[np.bool_]
 
 # The largest intermediate has one number for every query, key and place of the width.
 MOST_NUMBERS = 2**20
+
+# As many as NumPy takes when it spreads shapes over one another.
+_AXES = 32
 
 # A page of numbers: what is beyond is counted, not printed.
 _ROWS, _COLUMNS = 12, 10
@@ -201,26 +204,32 @@ def _call(
         query=q,
         key=k,
         value=v,
-        mask=None if mask is None else as_mask(np.array(mask) if isinstance(mask, list) else mask),
+        mask=None if mask is None else _mask(mask),
         bias=None if bias is None else _spread("bias", bias, whole),
-        scale=1 / sqrt(width) if scale is None else _number("scale", scale),
-        softcap=None if softcap is None else _number("softcap", softcap, above=0.0),
+        scale=1 / sqrt(width) if scale is None else number("scale", scale),
+        softcap=None if softcap is None else number("softcap", softcap, above=0.0),
         sinks=None if sinks is None else _spread("sinks", sinks, (heads,)),
         dropout=None,
         watch=Watch(),
     ), rank
 
 
+def _mask(given: Mask | ArrayLike) -> Mask:
+    """A mask, or nested lists of booleans."""
+    listed = isinstance(given, (list, tuple))
+    return as_mask(array_of("mask", given, "a mask value or booleans") if listed else given)
+
+
 def _reals(name: str, given: ArrayLike) -> Reals:
     """A float64 copy, so that the steps stay what they were."""
-    try:
-        array = np.asarray(given)
-        if array.dtype.kind == "c":
-            raise TypeError
-        array = array.astype(np.float64)
-    except (TypeError, ValueError, RuntimeError):
-        got = f"a {type(given).__name__} that is no array of numbers"
-        raise InvalidTypeError(name, got, "an array or a nested list of numbers") from None
+    expected = "an array or a nested list of numbers"
+    array = array_of(name, given, expected)
+    if array.dtype.kind not in "biuf" and array.dtype.name != "bfloat16":
+        got = shown(given) if array.dtype == object else f"{array.dtype} values"
+        raise InvalidTypeError(name, got, expected)
+    if array.ndim > _AXES:
+        raise InvalidArgumentError(name, f"{array.ndim} axes", f"{_AXES} at most")
+    array = array.astype(np.float64)
     if array.ndim < 2 and name in ("query", "key", "value"):
         raise InvalidArgumentError(name, f"shape {array.shape}", "(..., heads, length, width)")
     return array
@@ -259,15 +268,6 @@ def _spread(name: str, given: ArrayLike, whole: tuple[int, ...]) -> Reals:
     except ValueError:
         expected = f"one that broadcasts to {whole}"
         raise InvalidArgumentError(name, f"shape {array.shape}", expected) from None
-
-
-def _number(name: str, given: Any, above: float = -np.inf) -> float:
-    if isinstance(given, bool) or not isinstance(given, (int, float, np.integer, np.floating)):
-        raise InvalidTypeError(name, type(given).__name__, "a number")
-    if not isfinite(given) or given <= above:
-        expected = "a finite number" + (" above 0" if above == 0 else "")
-        raise InvalidArgumentError(name, repr(float(given)), expected)
-    return float(given)
 
 
 # Printing

@@ -14,7 +14,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from chumoku.errors import InvalidArgumentError, InvalidTypeError
+from chumoku.checks import path_of, shown
+from chumoku.errors import InvalidArgumentError, InvalidTypeError, UnavailableError
 
 _DTYPES: dict[str, str] = {
     "F64": "<f8",
@@ -61,7 +62,7 @@ def read_tensors(path: str | PathLike[str]) -> dict[str, NDArray[Any]]:
         The file is missing, or is not one of that format: cut short, offsets outside the file,
         overlapping or leaving gaps, a size that does not fit the shape, an unknown dtype.
     """
-    file = Path(path)
+    file = path_of("path", path)
     header, data = _parts(file)
     spans: list[tuple[int, int, str]] = []
     arrays: dict[str, NDArray[Any]] = {}
@@ -91,10 +92,14 @@ def write_tensors(path: str | PathLike[str], arrays: Mapping[str, NDArray[Any]])
     ------
     InvalidArgumentError, InvalidTypeError
         The folder is missing, a name is taken by the format, a dtype is not one of it.
+    UnavailableError
+        The file cannot be written: no permission, no room. What stood there stays.
     """
-    file = Path(path)
-    if not file.parent.is_dir():
-        raise InvalidArgumentError("path", repr(str(file)), "a file in a folder that exists")
+    file = path_of("path", path)
+    if not file.name or not os.path.isdir(file.parent):
+        raise InvalidArgumentError("path", shown(str(file)), "a file in a folder that exists")
+    if not isinstance(arrays, Mapping):
+        raise InvalidTypeError("arrays", shown(arrays), "a mapping of names to arrays")
     header: dict[str, dict[str, Any]] = {}
     blocks: list[NDArray[Any]] = []
     place = 0
@@ -117,17 +122,20 @@ def write_tensors(path: str | PathLike[str], arrays: Mapping[str, NDArray[Any]])
             for block in blocks:
                 out.write(block.tobytes())
         part.replace(file)
-    except BaseException:
+    except BaseException as error:
         with suppress(OSError):
             part.unlink()
+        if isinstance(error, OSError):
+            got = f"{shown(str(file))} ({error.strerror or error})"
+            raise UnavailableError("path", got, "a file that can be written") from error
         raise
 
 
 def _stored(name: str, array: object) -> np.dtype[Any]:
     """The dtype in which an array is written."""
     if not isinstance(name, str) or name == "__metadata__":
-        raise InvalidArgumentError("arrays", f"the name {name!r}", "a str but __metadata__")
-    if not isinstance(array, np.ndarray):
+        raise InvalidArgumentError("arrays", f"the name {shown(name)}", "a str but __metadata__")
+    if not isinstance(array, np.ndarray) or isinstance(array, np.ma.MaskedArray):
         raise InvalidTypeError(name, type(array).__name__, "a NumPy array")
     if array.dtype.name not in _NAMES:
         raise InvalidTypeError(name, str(array.dtype), ", ".join(_NAMES))
@@ -153,7 +161,7 @@ def _parts(file: Path) -> tuple[dict[str, Any], NDArray[np.uint8]]:
             text = source.read(length)
             data = np.fromfile(source, np.uint8)
     except OSError as error:
-        got = f"{str(file)!r} ({error.strerror})"
+        got = f"{shown(str(file))} ({error.strerror})"
         raise InvalidArgumentError("path", got, "a safetensors file that can be read") from error
     try:
         header = json.loads(text.decode(), object_pairs_hook=_once)

@@ -54,17 +54,16 @@ def run(call: Call) -> tuple[Reals, Statistics]:
     rows = call.query.shape[-2]
     for part in _slabs(call, np.arange(rows)):
         if part.size == rows:
-            _attend(call, call.query, call.value, None, output, facts | totals)
+            _attend(call, call.query, call.value, part, output, facts | totals)
             continue
-        # Rows of their own: what a row gets does not depend on its neighbours.
-        own = np.s_[..., part[0] : part[-1] + 1, :]
-        some = {name: np.empty_like(_rows(fact, name)[own]) for name, fact in facts.items()}
+        # What a row gets does not depend on its neighbours.
+        own = (slice(None),) * (call.query.ndim - 2) + (slice(part[0], part[-1] + 1),)
+        some = {name: np.empty_like(fact[own]) for name, fact in facts.items()}
         some_output = np.empty_like(output[own])
-        given = {name: _squeezed(fact, name) for name, fact in some.items()}
-        _attend(call, call.query[own], call.value, part, some_output, given | totals)
+        _attend(call, call.query[own], call.value, part, some_output, some | totals)
         output[own] = some_output
         for name, fact in facts.items():
-            _rows(fact, name)[own] = some[name]
+            fact[own] = some[name]
     return output, _statistics(call, facts, totals)
 
 
@@ -112,15 +111,6 @@ def _empty_facts(call: Call) -> dict[str, Reals]:
         facts["top_keys"] = np.empty((*places, watch.top), np.int64)
         facts["top_weights"] = np.empty((*places, watch.top), real)
     return facts
-
-
-def _rows(fact: Reals, name: str) -> Reals:
-    """A fact of each row with one axis after the rows."""
-    return fact if name in ("group_mass", "top_keys", "top_weights") else fact[..., None]
-
-
-def _squeezed(fact: Reals, name: str) -> Reals:
-    return fact if name in ("group_mass", "top_keys", "top_weights") else fact[..., 0]
 
 
 def _empty_totals(call: Call) -> dict[str, Reals]:
@@ -171,7 +161,7 @@ def _attend(
     call: Call,
     query: Reals,
     value: Reals,
-    rows: Ints | None,
+    rows: Ints,
     output: Reals,
     facts: dict[str, Reals],
 ) -> None:
@@ -186,19 +176,18 @@ def _attend(
         rate, seed = call.dropout.rate, call.dropout.seed
         options["dropout"] = (seed, round(rate * 2**32), 1 / (1 - rate))
     if query.shape[-3]:
-        arrays = (_plain(a) for a in (query, call.key, value, output))
-        _native.attention(*arrays, options, facts)
+        q, k, v, o = (_plain(array) for array in (query, call.key, value, output))
+        _native.attention(q, k, v, o, options, facts)
 
 
-def _options(call: Call, rows: Ints | None) -> dict[str, Any]:
+def _options(call: Call, rows: Ints) -> dict[str, Any]:
     """What decides the scores, as the binding reads it."""
     options: dict[str, Any] = {
         "dtype": call.query.dtype.name,
         "scale": call.scale,
         "queries": call.query.shape[-2],
+        "rows": rows,
     }
-    if rows is not None:
-        options["rows"] = rows
     if call.softcap is not None:
         options["softcap"] = call.softcap
     if call.bias is not None:
@@ -218,7 +207,7 @@ def _plain(array: Reals) -> Reals:
 # Masks
 
 
-def _node(call: Call, lowered: Lowered, rows: Ints | None) -> tuple[Any, ...]:
+def _node(call: Call, lowered: Lowered, rows: Ints) -> tuple[Any, ...]:
     """The lowered mask as the tuples that the binding reads."""
     match lowered:
         case Band():
@@ -240,7 +229,7 @@ def _node(call: Call, lowered: Lowered, rows: Ints | None) -> tuple[Any, ...]:
         case Joined(parts, every):
             return "all" if every else "any", [_node(call, part, rows) for part in parts]
         case Asked(mask):
-            return "bits", _bits(call, mask, np.arange(call.shape.queries) if rows is None else rows)
+            return "bits", _bits(call, mask, rows)
 
 
 def _bits(call: Call, mask: Custom, rows: Ints) -> NDArray[Any]:

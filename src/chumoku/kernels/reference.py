@@ -67,7 +67,7 @@ def compute(call: Call, dtype: type[np.floating[Any]] = np.float64) -> tuple[Rea
         seen = softmax(logits, visible, _sinks(call, real))
         used = seen.weights * _dropout_factor(call, rows, keys, real)
         output = mix(used, visible, each_head(call, call.value, real))
-        return output, _facts(call, logits, seen)
+        return output, _facts(call, logits, visible, seen)
 
 
 # The four steps
@@ -192,7 +192,7 @@ def _rounded(fact: Any, real: np.dtype[Any]) -> Any:
     return fact if fact.dtype == np.int64 else fact.astype(real)
 
 
-def _facts(call: Call, logits: Reals, seen: Softmax) -> dict[str, Any]:
+def _facts(call: Call, logits: Reals, visible: Bools, seen: Softmax) -> dict[str, Any]:
     """Everything that was watched, from the whole matrix of weights p."""
     watch, p = call.watch, seen.weights
     facts: dict[str, Any] = {"lse": seen.lse, "max_logit": seen.max_logit}
@@ -211,9 +211,10 @@ def _facts(call: Call, logits: Reals, seen: Softmax) -> dict[str, Any]:
         facts["distance"] = (p * abs(i + offset - j)).sum(axis=-1)
     if watch.received:
         facts["received"] = p.sum(axis=-2)
+        can_see = np.maximum(visible.sum(axis=-2), 1).astype(p.dtype)
+        facts["received_share"] = facts["received"] / can_see
     if watch.groups is not None:
-        groups = np.arange(watch.groups.max(initial=-1) + 1)
-        facts["group_mass"] = p @ (watch.groups[:, None] == groups).astype(p.dtype)
+        facts["group_mass"] = _group_mass(p, watch.groups)
     if watch.picture is not None:
         facts["picture"] = _picture(p, *watch.picture)
     return facts
@@ -250,6 +251,14 @@ def _top(logits: Reals, p: Reals, k: int) -> tuple[Ints, Reals]:
     return keys, best
 
 
+def _group_mass(p: Reals, groups: Ints) -> Reals:
+    """Sum of the weights of each group; a row with a NaN weight is NaN in every group."""
+    mass = np.zeros((*p.shape[:-1], groups.max(initial=-1) + 1), p.dtype)
+    columns: Any = (..., groups)
+    np.add.at(mass, columns, p)
+    return np.where(np.isnan(p).any(axis=-1, keepdims=True), p.dtype.type(np.nan), mass)
+
+
 def shares(length: int, parts: int) -> list[slice]:
     """Which of `length` indices each of `parts` shows.
 
@@ -262,12 +271,15 @@ def shares(length: int, parts: int) -> list[slice]:
 
 def _picture(p: Reals, rows: int, columns: int) -> tuple[Reals, Reals]:
     """Mean and largest weight of each cell; hidden places count as 0."""
-    grid = [(r, c) for r in shares(p.shape[-2], rows) for c in shares(p.shape[-1], columns)]
-    cells = [p[..., r, c] for r, c in grid]
-    mean = [c.sum(axis=(-2, -1)) / max(1, c.shape[-2] * c.shape[-1]) for c in cells]
-    most = [c.max(axis=(-2, -1), initial=0) for c in cells]
-    shape = (*p.shape[:-2], rows, columns)
-    return np.stack(mean, axis=-1).reshape(shape), np.stack(most, axis=-1).reshape(shape)
+    bands, parts = shares(p.shape[-2], rows), shares(p.shape[-1], columns)
+    sums = np.stack([p[..., r, :].sum(axis=-2) for r in bands], axis=-2)
+    sums = np.stack([sums[..., c].sum(axis=-1) for c in parts], axis=-1)
+    most = np.stack([p[..., r, :].max(axis=-2, initial=0) for r in bands], axis=-2)
+    most = np.stack([most[..., c].max(axis=-1, initial=0) for c in parts], axis=-1)
+    heights = np.array([p[..., r, :].shape[-2] for r in bands])
+    widths = np.array([p[..., c].shape[-1] for c in parts])
+    cells = np.maximum(1, heights[:, None] * widths).astype(p.dtype)
+    return sums / cells, most
 
 
 # The steps in reverse

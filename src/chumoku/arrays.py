@@ -1,0 +1,324 @@
+"""The caller's kinds of arrays: in as NumPy views of the same memory, out as the same kind.
+
+NumPy arrays, PyTorch tensors on the CPU, and the arrays of any library that follows the array API
+standard and exports its memory through DLPack. torch is looked up, never imported: who brings a
+tensor has imported it.
+"""
+
+from __future__ import annotations
+
+import sys
+from abc import ABC, abstractmethod
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from chumoku.errors import ChumokuError, InvalidArgumentError, InvalidTypeError, UnavailableError
+
+# NumPy holds 64 axes at most, and masks and kernels add a few of their own.
+MOST_AXES = 32
+
+_DLPACK_CPU = 1
+
+# How libraries say that memory cannot be handed over. Anything else is the array's own error.
+_CANNOT = (BufferError, RuntimeError, TypeError, ValueError)
+
+
+class Wanted(NamedTuple):
+    """Which dtypes an argument may have, and how an error says so."""
+
+    dtypes: tuple[str, ...]
+    array: str
+    expected: str
+    cure: str
+
+
+FLOATS = Wanted(
+    dtypes=("float64", "float32", "float16", "bfloat16"),
+    array="a NumPy array, a PyTorch tensor or an array that speaks DLPack",
+    expected="float64, float32, float16 or bfloat16",
+    cure="Convert it to one of them; chumoku converts nothing silently.",
+)
+BOOLEANS = Wanted(
+    dtypes=("bool",),
+    array="a mask value or a boolean array in which True means may look",
+    expected="a mask value or a boolean array in which True means may look",
+    cure="Numbers that are added to the scores are given as bias=.",
+)
+POSITIONS = Wanted(
+    dtypes=tuple(f"{sign}int{bits}" for sign in ("", "u") for bits in (8, 16, 32, 64)),
+    array="a slice, a whole number or a 1-D array of them",
+    expected="a slice, a whole number or a 1-D array of them",
+    cure="Positions count from 0; np.flatnonzero(chosen) gives those of a boolean array.",
+)
+
+
+class Guest(ABC):
+    """Arrays of one kind on their way in and back out."""
+
+    what: str
+
+    @abstractmethod
+    def owns(self, value: Any) -> bool:
+        """Whether this is an array of the kind."""
+
+    @abstractmethod
+    def view(self, name: str, value: Any, wanted: Wanted) -> NDArray[Any]:
+        """NumPy's view of an array of the kind; its dtype may still be a wrong one."""
+
+    @abstractmethod
+    def back(self, array: NDArray[Any]) -> Any:
+        """An array of ours as one of the caller's kind, on the device of the query."""
+
+    @abstractmethod
+    def spread(self, array: Any, shape: tuple[int, ...]) -> Any:
+        """The caller's array broadcast to a shape, nothing copied."""
+
+    def array(self, name: str, value: Any, wanted: Wanted = FLOATS) -> NDArray[Any]:
+        """A NumPy view of one argument, of a dtype that is wanted.
+
+        Raises
+        ------
+        InvalidTypeError
+            It is no array, one of another kind, or one of another dtype.
+        InvalidArgumentError
+            It has more than 32 axes.
+        UnavailableError
+            Its memory cannot be read here: another device, a gradient that would be lost.
+        """
+        if not self.owns(value):
+            if _guest(value) is None:
+                raise _stranger(name, value, wanted)
+            raise InvalidTypeError(
+                name,
+                got=type(value).__name__,
+                expected=f"{self.what}, as the query is",
+                cure="Make all of them one kind; np.asarray and torch.as_tensor share the memory.",
+            )
+        array = self.view(name, value, wanted)
+        if array.dtype.name not in wanted.dtypes or not array.dtype.isnative:
+            raise _wrong_dtype(name, str(array.dtype), wanted)
+        if array.ndim > MOST_AXES:
+            raise _too_many_axes(name, array.ndim)
+        return array
+
+
+class _NumPy(Guest):
+    what = "a NumPy array"
+
+    def owns(self, value: Any) -> bool:
+        return isinstance(value, np.ndarray)
+
+    def view(self, name: str, value: Any, wanted: Wanted) -> NDArray[Any]:
+        if type(value) is np.ndarray:
+            return value
+        # What these two mean would be lost; any other subclass is read as the plain array it is.
+        if isinstance(value, np.ma.MaskedArray):
+            cure = "Pass array.data, or array.filled(...)."
+            raise InvalidTypeError(name, "a masked array", "a plain array", cure)
+        if isinstance(value, np.matrix):
+            raise InvalidTypeError(name, "a matrix", "a plain array", "Pass np.asarray(matrix).")
+        return np.asarray(value)
+
+    def back(self, array: NDArray[Any]) -> Any:
+        return array
+
+    def spread(self, array: Any, shape: tuple[int, ...]) -> Any:
+        return np.broadcast_to(array, shape)
+
+
+class _Torch(Guest):
+    what = "a PyTorch tensor"
+
+    def __init__(self, torch: Any) -> None:
+        self.torch = torch
+
+    def owns(self, value: Any) -> bool:
+        return isinstance(value, self.torch.Tensor)
+
+    def view(self, name: str, value: Any, wanted: Wanted) -> NDArray[Any]:
+        torch = self.torch
+        if type(value) is not torch.Tensor and type(value) is not torch.nn.Parameter:
+            raise UnavailableError(
+                name,
+                got=f"a {type(value).__name__}, a subclass of torch.Tensor",
+                expected="a plain tensor",
+                cure="tensor.as_subclass(torch.Tensor) makes one, if it has plain memory.",
+            )
+        dtype = str(value.dtype).removeprefix("torch.")
+        if dtype not in wanted.dtypes:
+            raise _wrong_dtype(name, dtype, wanted)
+        if value.ndim > MOST_AXES:
+            raise _too_many_axes(name, value.ndim)
+        tangent = torch.autograd.forward_ad.unpack_dual(value).tangent
+        if tangent is not None or (value.requires_grad and torch.is_grad_enabled()):
+            raise UnavailableError(
+                name,
+                got="a tensor that requires a gradient",
+                expected="one that does not",
+                cure="Call inside torch.no_grad(), or pass tensor.detach().",
+            )
+        if value.layout is not torch.strided or value.is_nested:
+            layout = "nested" if value.is_nested else str(value.layout)
+            way = "to_padded_tensor(0.0)" if value.is_nested else "to_dense()"
+            cure = f"tensor.{way} is one."
+            raise UnavailableError(name, f"a {layout} tensor", "a dense tensor", cure)
+        if value.device.type != "cpu":
+            got = f"a tensor on {value.device}"
+            raise UnavailableError(name, got, "a tensor on the CPU", "Move it with .cpu().")
+        try:
+            # numpy() alone would read what is not there: inside functionalize it gives garbage.
+            if not value.untyped_storage().data_ptr() and value.numel():
+                raise RuntimeError("it has no storage")
+            if dtype == "bfloat16":
+                bits = value.detach().resolve_neg().view(torch.int16).numpy()
+                return np.asarray(bits.view(_bfloat16(name)))
+            return np.asarray(value.numpy(force=True))
+        except ChumokuError:
+            raise
+        except (RuntimeError, TypeError, AssertionError) as error:
+            # Inside a transform of torch.func or a FakeTensorMode there is no memory to read.
+            got = f"a tensor without plain memory ({_reason(error)})"
+            cure = "Call outside of torch.func's transforms and of FakeTensorMode."
+            raise UnavailableError(name, got, "a plain CPU tensor", cure) from error
+
+    def back(self, array: NDArray[Any]) -> Any:
+        if array.dtype.name == "bfloat16":
+            return self.torch.from_numpy(array.view(np.int16)).view(self.torch.bfloat16)
+        return self.torch.from_numpy(array)
+
+    def spread(self, array: Any, shape: tuple[int, ...]) -> Any:
+        return array.expand(shape)
+
+
+class _Standard(Guest):
+    """The array API standard, with DLPack for the way in and asarray for the way back."""
+
+    def __init__(self, like: Any) -> None:
+        self.space = like.__array_namespace__()
+        self.device = like.device
+        self.what = f"an array of {self.space.__name__}"
+
+    def owns(self, value: Any) -> bool:
+        return _speaks_dlpack(value) and value.__array_namespace__() is self.space
+
+    def view(self, name: str, value: Any, wanted: Wanted) -> NDArray[Any]:
+        try:
+            if value.__dlpack_device__()[0] != _DLPACK_CPU:
+                cure = "Copy it to the CPU first."
+                raise UnavailableError(
+                    name, f"an array on {value.device}", "an array on the CPU", cure
+                )
+            return np.from_dlpack(value)
+        except ChumokuError:
+            raise
+        except _CANNOT as error:
+            problem: Exception = error
+        # DLPack brings neither bfloat16 nor misaligned memory to NumPy; __array__ brings both.
+        try:
+            array = np.asarray(value)
+        except _CANNOT as error:
+            problem = error
+        else:
+            if array.dtype != np.object_:
+                return array
+        raise UnavailableError(
+            name,
+            got=f"an array that NumPy cannot read ({_reason(problem)})",
+            expected="one whose memory DLPack or __array__ hands over",
+            cure="Convert it to float32, or to a NumPy array.",
+        ) from problem
+
+    def back(self, array: NDArray[Any]) -> Any:
+        return self.space.asarray(array, device=self.device)
+
+    def spread(self, array: Any, shape: tuple[int, ...]) -> Any:
+        return self.space.broadcast_to(array, shape)
+
+
+_NUMPY = _NumPy()
+
+
+def guest_of(query: Any) -> Guest:
+    """How arrays of the query's kind come in and go out.
+
+    Raises
+    ------
+    InvalidTypeError
+        It is no array of any kind that is known.
+    """
+    guest = _guest(query)
+    if guest is None:
+        raise _stranger("query", query, FLOATS)
+    return guest
+
+
+def any_array(name: str, value: Any, wanted: Wanted) -> NDArray[Any]:
+    """A NumPy view of an argument that need not be of the query's kind: a mask, positions."""
+    guest = _guest(value)
+    if guest is None:
+        raise _stranger(name, value, wanted)
+    return guest.array(name, value, wanted)
+
+
+def _guest(value: Any) -> Guest | None:
+    if isinstance(value, np.ndarray):
+        return _NUMPY
+    torch = sys.modules.get("torch")
+    if torch is not None and isinstance(value, getattr(torch, "Tensor", ())):
+        return _Torch(torch)
+    return _Standard(value) if _speaks_dlpack(value) else None
+
+
+def _speaks_dlpack(value: Any) -> bool:
+    names = ("__dlpack__", "__dlpack_device__", "__array_namespace__")
+    # NumPy's scalars have these methods too, and are no arrays.
+    return not isinstance(value, np.generic) and all(hasattr(type(value), n) for n in names)
+
+
+def _wrong_dtype(name: str, dtype: str, wanted: Wanted) -> InvalidTypeError:
+    """The error for an array whose numbers are of a wrong type."""
+    return InvalidTypeError(name, f"an array of {dtype}", wanted.expected, wanted.cure)
+
+
+def _stranger(name: str, value: Any, wanted: Wanted) -> InvalidTypeError:
+    kind = type(value)
+    if wanted is not FLOATS:
+        cure = wanted.cure
+    elif kind in (list, tuple, int, float, bool):
+        cure = "np.asarray(..., dtype=np.float32) makes one."
+    elif hasattr(kind, "to_numpy"):
+        cure = ".to_numpy() makes a NumPy array of it."
+    elif hasattr(kind, "__array_namespace__") and not hasattr(kind, "__dlpack_device__"):
+        cure = "Inside jax.jit and its like an array has no memory to read."
+    elif hasattr(kind, "__dlpack__") and kind.__module__ != "numpy":
+        cure = "np.from_dlpack(...) makes a NumPy array of it."
+    elif hasattr(kind, "__array__") or kind is memoryview or kind.__module__ == "array":
+        cure = "np.asarray(...) makes a NumPy array of it."
+    else:
+        cure = ""
+    return InvalidTypeError(name, kind.__name__, wanted.array, cure)
+
+
+def _too_many_axes(name: str, axes: int) -> InvalidArgumentError:
+    return InvalidArgumentError(name, f"{axes} axes", f"at most {MOST_AXES} axes")
+
+
+def _reason(error: Exception) -> str:
+    """The first line of an error's message, short enough to stand inside another."""
+    return str(error).strip().split("\n")[0][:100] or type(error).__name__
+
+
+def _bfloat16(name: str) -> np.dtype[Any]:
+    try:
+        import ml_dtypes
+    except ImportError:
+        raise UnavailableError(
+            name,
+            got="bfloat16, which NumPy does not know",
+            expected="the package ml_dtypes beside it",
+            cure="pip install ml_dtypes",
+        ) from None
+    dtype: np.dtype[Any] = np.dtype(ml_dtypes.bfloat16)
+    return dtype

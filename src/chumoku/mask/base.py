@@ -1,0 +1,193 @@
+"""What all masks are: `Mask`, masks joined with & and |, and boolean arrays as masks."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import reduce
+from operator import and_, or_
+from typing import ClassVar
+
+import numpy as np
+
+from chumoku.checks import memory_of, shown
+from chumoku.errors import InvalidArgumentError, InvalidTypeError
+from chumoku.mask.lowered import Band, Boolean, Joined, Lowered
+from chumoku.mask.shape import Bools, Ints, Shape, broadcast
+
+# Reading a mask goes one call deeper for each & inside a | and each | inside an &, in the kernels
+# for every row. Masks made by people have two or three; a nest without bounds would end the stack.
+MAX_NEST = 32
+
+# Longer arrays and longer joins are named, not written out.
+_SHORT = 8
+
+
+class Mask:
+    """Base of all masks. Masks are joined with `&` (both must allow) and `|` (either may).
+
+    A mask is a value that never changes, and equal to itself alone: `==` compares no arrays.
+    Joins of one kind stay flat, however many; & and | may take turns up to 32 times inside one
+    another, and a deeper nest is an InvalidArgumentError when it is made.
+    """
+
+    # How many joins stand inside one another.
+    _nest = 0
+
+    def allowed(self, shape: Shape, rows: Ints, keys: Ints) -> Bools:
+        """Which of `keys` each of `rows` may look at: the definition.
+
+        `rows` and `keys` are 1-D indices. The answer broadcasts to (*batch, heads, rows, keys).
+        """
+        raise NotImplementedError
+
+    def lower(self, shape: Shape) -> Lowered:
+        """The form that kernels walk."""
+        raise NotImplementedError
+
+    def refine(self, shape: Shape) -> Shape:
+        """What this mask tells its neighbours in an `&` about the valid lengths."""
+        return shape
+
+    def __and__(self, other: Mask) -> Mask:
+        return All(_parts(self, All) + _parts(as_mask(other), All))
+
+    def __or__(self, other: Mask) -> Mask:
+        return Any_(_parts(self, Any_) + _parts(as_mask(other), Any_))
+
+    # NumPy must not spread `array & mask` over the array's elements.
+    __array_ufunc__ = None
+
+    def __rand__(self, other: Mask) -> Mask:
+        return as_mask(other) & self
+
+    def __ror__(self, other: Mask) -> Mask:
+        return as_mask(other) | self
+
+    def __repr__(self) -> str:
+        said = {
+            name: _brief(value)
+            for name, value in vars(self).items()
+            if not name.startswith("_") and value is not getattr(type(self), name, self)
+        }
+        given = ", ".join(f"{name}={text}" for name, text in said.items())
+        return f"{type(self).__name__}({given})"
+
+
+def _parts(mask: Mask, kind: type[All] | type[Any_]) -> tuple[Mask, ...]:
+    return mask.parts if isinstance(mask, kind) else (mask,)
+
+
+def _brief(value: object) -> str:
+    if not isinstance(value, np.ndarray):
+        return shown(value)
+    return str(value.tolist()) if value.size <= _SHORT else f"<{value.dtype} {value.shape}>"
+
+
+def as_mask(value: object) -> Mask:
+    """A mask value as it is; a boolean array as `Cells`; anything else is refused."""
+    if isinstance(value, type) and issubclass(value, Mask):
+        got = f"the class {value.__name__}"
+        raise InvalidTypeError("mask", got, "a value of it", f"Write {value.__name__}(...).")
+    return value if isinstance(value, Mask) else Cells(value)  # type: ignore[arg-type]
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Cells(Mask):
+    """A boolean array that broadcasts to (..., heads, queries, keys); True means may look.
+
+    `attention(mask=array)` is short for `attention(mask=Cells(array))`.
+
+    Parameters
+    ----------
+    array : array of bool
+        NumPy's, a PyTorch tensor on the CPU, or any array in main memory that speaks DLPack. It
+        is not copied: who writes to it changes the mask.
+    """
+
+    array: Bools
+
+    def __post_init__(self) -> None:
+        array = memory_of("mask", self.array)
+        if array is None or array.dtype != np.bool_:
+            raise InvalidTypeError(
+                "mask",
+                got=type(self.array).__name__ if array is None else f"an array of {array.dtype}",
+                expected="a mask value or a boolean array in which True means may look",
+                cure="Numbers that are added to the scores are given as bias=.",
+            )
+        object.__setattr__(self, "array", array)
+
+    def _view(self, shape: Shape) -> Bools:
+        whole = (*shape.batch, shape.heads, shape.queries, shape.keys)
+        return broadcast(self.array, whole, "mask", "Its axes are (..., heads, queries, keys).")
+
+    def allowed(self, shape: Shape, rows: Ints, keys: Ints) -> Bools:
+        return np.asarray(self._view(shape)[..., rows[:, None], keys])
+
+    def lower(self, shape: Shape) -> Lowered:
+        return Boolean(self._view(shape))
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class _Join(Mask):
+    """Masks joined with `&` or `|`, one or more."""
+
+    parts: tuple[Mask, ...]
+
+    _sign: ClassVar[str]
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.parts, (tuple, list)):
+            raise InvalidTypeError("parts", shown(self.parts), "a tuple of masks")
+        if not self.parts:
+            raise InvalidArgumentError("parts", "no mask", "one mask or more")
+        parts = tuple(as_mask(part) for part in self.parts)
+        nest = 1 + max(part._nest for part in parts)
+        if nest > MAX_NEST:
+            got = f"& and | that take turns {nest} deep"
+            cure = "Put what is joined alike side by side, or give a boolean array."
+            raise InvalidArgumentError("mask", got, f"{MAX_NEST} deep at most", cure)
+        object.__setattr__(self, "parts", parts)
+        object.__setattr__(self, "_nest", nest)
+
+    def __repr__(self) -> str:
+        shorter = self.parts if len(self.parts) <= _SHORT else self.parts[: _SHORT // 2]
+        texts = [f"({part!r})" if isinstance(part, _Join) else repr(part) for part in shorter]
+        if len(self.parts) > _SHORT:
+            texts.append(f"... {len(self.parts) - len(shorter)} more")
+        return self._sign.join(texts)
+
+
+class All(_Join):
+    """Masks joined with `&`: every part must allow a key."""
+
+    _sign = " & "
+
+    def refine(self, shape: Shape) -> Shape:
+        for part in self.parts:
+            shape = part.refine(shape)
+        return shape
+
+    def allowed(self, shape: Shape, rows: Ints, keys: Ints) -> Bools:
+        shape = self.refine(shape)
+        return reduce(and_, (part.allowed(shape, rows, keys) for part in self.parts))
+
+    def lower(self, shape: Shape) -> Lowered:
+        shape = self.refine(shape)
+        lowered = [part.lower(shape) for part in self.parts]
+        bands = [part for part in lowered if isinstance(part, Band)]
+        forms: list[Lowered] = [reduce(and_, bands)] if bands else []
+        forms += [part for part in lowered if not isinstance(part, Band)]
+        return forms[0] if len(forms) == 1 else Joined(tuple(forms), all=True)
+
+
+class Any_(_Join):
+    """Masks joined with `|`: one part that allows a key is enough."""
+
+    _sign = " | "
+
+    def allowed(self, shape: Shape, rows: Ints, keys: Ints) -> Bools:
+        return reduce(or_, (part.allowed(shape, rows, keys) for part in self.parts))
+
+    def lower(self, shape: Shape) -> Lowered:
+        return Joined(tuple(part.lower(shape) for part in self.parts), all=False)
