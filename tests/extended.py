@@ -34,7 +34,7 @@ PROCESSORS = {"Nehalem": "baseline", "Haswell": "avx2"}
 FORKS = "pool_test"
 
 # The matrix of edge cases. What measures memory would measure the sanitizer's.
-EDGES = ["tests/test_kernels.py", "tests/test_native.py", "tests/test_attention.py"]
+EDGES = [f"tests/test_{name}.py" for name in ("edges", "kernels", "native", "attention")]
 UNFIT = "not memory"
 
 
