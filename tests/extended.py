@@ -30,7 +30,7 @@ QEMU = {"qemu-x86_64": "qemu-user"}
 # Processors to play, and the instruction set that must be chosen on each.
 PROCESSORS = {"Nehalem": "baseline", "Haswell": "avx2"}
 
-# Not for emulators, which break down when a forked child starts threads. No instruction set is in it.
+# Not for emulators, which break down when a forked child starts threads.
 FORKS = "pool_test"
 
 # The matrix of edge cases. What measures memory would measure the sanitizer's.
@@ -115,7 +115,12 @@ def sanitize() -> None:
     fixed = ["setarch", "-R"]
     if subprocess.run([*fixed, "true"], capture_output=True, check=False).returncode != 0:
         fixed = []
-    do("tsan pool test", *fixed, build / "pool_test", TSAN_OPTIONS="halt_on_error=1:die_after_fork=0")
+    do(
+        "tsan pool test",
+        *fixed,
+        build / "pool_test",
+        TSAN_OPTIONS="halt_on_error=1:die_after_fork=0",
+    )
     sanitize_python(compiler)
 
 
@@ -123,7 +128,9 @@ def sanitize_python(compiler: list[str]) -> None:
     """The edge cases with a sanitized extension in the place of the installed one."""
     nanobind = do("nanobind", run.python(), "-m", "nanobind", "--cmake_dir").strip()
     settings = ["-DCHUMOKU_SANITIZE=address,undefined", f"-DPython_EXECUTABLE={run.python()}"]
-    build = make("asan-python", *settings, f"-Dnanobind_DIR={nanobind}")
+    # As the wheel is built: for the oldest Python that pyproject.toml names.
+    settings += [f"-Dnanobind_DIR={nanobind}", "-DSKBUILD_SABI_VERSION=3.11"]
+    build = make("asan-python", *settings)
     [module] = build.glob("_native*.so")
     # libstdc++ as well: the sanitizer looks for its functions when it starts.
     libraries = [

@@ -202,6 +202,13 @@ def test_bad_files(tmp_path, case):
     assert len(str(raised.value)) < 500
 
 
+def test_sizes_that_do_not_fit_are_told(tmp_path):
+    for case, got, wanted in [("cut numbers", 23, 24), ("more numbers", 25, 24)]:
+        (tmp_path / "x").write_bytes(BAD[case])
+        with pytest.raises(InvalidArgumentError, match=f"a: {got} bytes, expected {wanted}"):
+            read_arrays(tmp_path / "x")
+
+
 @pytest.mark.filterwarnings("ignore:Duplicate name")
 def test_a_name_that_stands_twice(tmp_path):
     (tmp_path / "x").write_bytes(archive([("a.npy", ONE), ("a.npy", ONE)]))

@@ -509,16 +509,3 @@ def test_sizes_beyond_counting_are_refused(q, k):
     with pytest.raises(InvalidArgumentError, match=r"query: got sizes .* fewer than 2\*\*60"):
         x = np.broadcast_to(one, k)
         attention(np.broadcast_to(one, q), x, x)
-
-
-@pytest.mark.parametrize(
-    ("name", "watch"),
-    [
-        ("top", Watch(top=2**60)),
-        ("groups", Watch(groups=[2**63 - 1] * 7)),
-        ("picture", Watch(picture=(2**40, 2**40))),
-    ],
-)
-def test_facts_beyond_counting_are_refused(name, watch):
-    with pytest.raises(InvalidArgumentError, match=rf"{name}: got numbers of shape \(2, 4, "):
-        attention(Q, K, V, watch=watch)

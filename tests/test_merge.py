@@ -100,6 +100,16 @@ def test_logits_of_every_size(scale):
     assert np.array_equal(first, whole[1].top_keys[..., 0])
 
 
+def test_the_largest_logits_that_there_are():
+    """The distance between two lse is beyond float64 here."""
+    q, k = np.ones((1, 1)), np.array([[1.0], [-1.0], [1.0]])
+    options = {"scale": 1.7e308, "kernel": "reference", "watch": Watch(entropy=True, top=2)}
+    a, b, whole = (attention(q, x, x, **options) for x in (k[:1], k[1:2], k[:2]))
+    same(merge(a, (b[0], b[1].shifted(1))), whole, 0)
+    low, high = attention(q, k[1:2], k[:1], **options), np.array([1.7e308])
+    same(with_sinks(low, high), attention(q, k[1:2], k[:1], sinks=high, **options), 0)
+
+
 def test_masks_and_biases_that_hide():
     q, k, v = arrays(50, 2, seed=9)
     bias = np.random.default_rng(0).standard_normal((50, 2, 3, KEYS))
@@ -206,8 +216,11 @@ def test_order_changes_only_the_rounding():
 def test_what_is_not_finite_stands_where_the_whole_call_has_it(wild, where):
     q, k, v = arrays(40, seed=6)
     (k if where == "key" else v)[::2, 4, 1] = wild
-    pairs = shards(q, k, v, sets((40, 3, KEYS), 3, 3))
-    whole = attention(q, k, v, watch=WATCH, kernel="reference")
+    # The first row sees fewer keys than its list of top keys has places.
+    visible = np.ones((3, KEYS), bool)
+    visible[0, 5:] = visible[0, :3] = False
+    pairs = shards(q, k, v, [m & visible for m in sets((40, 3, KEYS), 3, 3)])
+    (whole,) = shards(q, k, v, [visible])
     # Of keys in a row with NaN, the first alone is told by facts.
     for order in range(4):
         got = joined(pairs, order)
@@ -287,8 +300,9 @@ def test_sinks_once_and_last(lead, dtype):
 def test_sinks_of_every_size(sink):
     q, k, v = arrays(2, seed=8)
     sinks = np.array([sink, 0.0])
-    (pair,) = shards(q, k, v, [None])
-    (whole,) = shards(q, k, v, [None], sinks=sinks)
+    blind = np.tri(3, KEYS, -1, bool)
+    (pair,) = shards(q, k, v, [blind])
+    (whole,) = shards(q, k, v, [blind], sinks=sinks)
     got = with_sinks(pair, sinks)
     same(got, whole, 1e-12)
     assert got[1].flow == pytest.approx(whole[1].flow, rel=1e-12)
@@ -376,6 +390,22 @@ def test_shares_of_one_query_after_another():
     same(merged, whole, 3e-6)
 
 
+def test_the_counts_behind_shares_are_whole_numbers():
+    """received / share is a count up to rounding; the shares of the whole have none of it."""
+    numbers = np.random.default_rng(0)
+    counts = numbers.integers(0, 50, (2, 1000))
+    masses = (numbers.random((2, 1000)) * counts).astype(np.float32)
+    pairs = []
+    for mass, count in zip(masses, counts, strict=True):
+        share = (mass / np.maximum(count, 1)).astype(np.float32)
+        line = np.zeros(1, np.float32)
+        seen = Statistics(lse=line, max_logit=line, received=mass, received_share=share)
+        pairs.append((line[:, None], seen))
+    got = merge(*pairs, over="queries")[1].received_share
+    wanted = masses.astype(float).sum(axis=0) / np.maximum(counts.sum(axis=0), 1)
+    assert np.array_equal(got, wanted.astype(np.float32))
+
+
 def test_queries_of_different_watches_do_not_fit():
     q, k, v = arrays()
     for one, other, words in [
@@ -450,6 +480,7 @@ def wrong():
         "another width": (good, (output[..., :1], seen)),
         "another dtype": (good, single),
         "statistics of another dtype": ((output.astype(np.float32), seen), good),
+        "both of another dtype": ((output.astype(np.float32), seen),) * 2,
         "statistics of another call": ((output[:, :2], seen), good),
         "torn lse": (good, broken(lse=facts["lse"][..., 0])),
         "no lse": (good, (output, Statistics(entropy=facts["entropy"]))),

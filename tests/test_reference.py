@@ -157,7 +157,8 @@ def test_received_adds_up_to_the_rows_that_see(sinks):
 
 def test_share_received_counts_who_can_see():
     """A mask and a bias of -inf hide; a weight of 0 does not."""
-    q, k, v = np.ones((4, 1)), np.array([[0.0], [0], [0], [-1e4], [0]]), np.zeros((5, 1))
+    q, k = np.array([[1.0], [1], [1], [0]]), np.array([[0.0], [0], [0], [-1e4], [0]])
+    v = np.zeros((5, 1))
     bias = np.zeros((4, 5))
     bias[:3, 1] = -np.inf
     mask = np.ones((4, 5), bool)
@@ -165,8 +166,9 @@ def test_share_received_counts_who_can_see():
     mask[:, 4] = False
     made = call(q, k, v, mask=mask, bias=bias, scale=1.0, watch=Watch(received=True))
     seen = reference.run(made)[1]
-    assert seen.received[0] == pytest.approx([1 / 2 + 1 + 1 + 1 / 2, 1 / 2, 1 / 2, 0, 0])
-    assert seen.received_share[0] == pytest.approx([3 / 4, 1 / 2, 1 / 2, 0, 0])
+    first = 1 / 2 + 1 + 1 + 1 / 3
+    assert seen.received[0] == pytest.approx([first, 1 / 3, 1 / 2, 1 / 3, 0])
+    assert seen.received_share[0] == pytest.approx([first / 4, 1 / 3, 1 / 2, 1 / 12, 0])
 
 
 def test_groups_without_keys_and_rows_with_nan():

@@ -282,6 +282,37 @@ def test_the_lock_holds_while_a_child_lives(house: House) -> None:
     os.close(folder)
 
 
+@pytest.mark.parametrize(
+    ("words", "steps"),
+    [
+        ([], ["every check", "extended"]),
+        (["neon", "fuzz"], ["extended neon fuzz"]),
+    ],
+)
+def test_extended_parts_come_after_every_check_or_alone(
+    house: House, monkeypatch: pytest.MonkeyPatch, words: list[str], steps: list[str]
+) -> None:
+    done: list[str] = []
+    real = run.test
+
+    def every_check(options: list[str]) -> int:
+        if options:
+            return real(options)
+        done.append("every check")
+        return 1
+
+    def attach(command: list[object]) -> int:
+        assert command[:2] == [run.python(), house.root / "tests" / "extended.py"]
+        done.append(" ".join(["extended", *map(str, command[2:])]))
+        return 0
+
+    monkeypatch.setattr(run, "test", every_check)
+    monkeypatch.setattr(run, "attach", attach)
+    failed = run.test(["--extended", *words])
+    assert done == steps
+    assert failed == (0 if words else 1)  # what failed before is not forgotten
+
+
 COMMANDS = """
 import json, os, sys
 def main():

@@ -132,6 +132,8 @@ def test_watching_nothing_gives_lse_and_max_logit():
             r"picture: got \(3\), expected \(rows, columns\)",
         ),
         ({"picture": (0, 3)}, InvalidArgumentError, "picture"),
+        ({"picture": (1, 4097)}, InvalidArgumentError, r"picture: got \(1, 4097\)"),
+        ({"groups": [2**20, 0]}, InvalidArgumentError, "groups: got group 1048576.*np.unique"),
         ({"picture": 5}, InvalidArgumentError, "picture: got 5"),
         ({"picture": (2.0, 3)}, InvalidArgumentError, "picture"),
     ],
@@ -236,6 +238,7 @@ class Awkward:
 
 ODD = [
     -1,
+    2**20 + 1,
     2**62,
     10**12,
     10**5000,
@@ -259,6 +262,7 @@ ODD = [
     [2**63, 1],
     [-1, 2],
     [10**12, 0],
+    [2**20, 0],
     [True, False],
     (True, True),
     (10**7, 10**7),

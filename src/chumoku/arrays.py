@@ -42,7 +42,7 @@ FLOATS = Wanted(
 )
 BOOLEANS = Wanted(
     dtypes=("bool",),
-    array="a mask value or a boolean array",
+    array="a mask value or a boolean array in which True means may look",
     expected="a mask value or a boolean array in which True means may look",
     cure="Numbers that are added to the scores are given as bias=.",
 )
@@ -161,8 +161,9 @@ class _Torch(Guest):
             )
         if value.layout is not torch.strided or value.is_nested:
             layout = "nested" if value.is_nested else str(value.layout)
-            cure = "tensor.to_padded_tensor(0.0)" if value.is_nested else "tensor.to_dense()"
-            raise UnavailableError(name, f"a {layout} tensor", "a dense tensor", f"{cure} is one.")
+            way = "to_padded_tensor(0.0)" if value.is_nested else "to_dense()"
+            cure = f"tensor.{way} is one."
+            raise UnavailableError(name, f"a {layout} tensor", "a dense tensor", cure)
         if value.device.type != "cpu":
             got = f"a tensor on {value.device}"
             raise UnavailableError(name, got, "a tensor on the CPU", "Move it with .cpu().")
@@ -286,7 +287,7 @@ def _stranger(name: str, value: Any, wanted: Wanted) -> InvalidTypeError:
     if wanted is not FLOATS:
         cure = wanted.cure
     elif kind in (list, tuple, int, float, bool):
-        cure = "np.asarray(..., dtype=np.float32) makes one of a list."
+        cure = "np.asarray(..., dtype=np.float32) makes one."
     elif hasattr(kind, "to_numpy"):
         cure = ".to_numpy() makes a NumPy array of it."
     elif hasattr(kind, "__array_namespace__") and not hasattr(kind, "__dlpack_device__"):

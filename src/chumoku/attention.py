@@ -382,7 +382,10 @@ def _countable_facts(watch: Watch, whole: tuple[int, ...]) -> None:
         sizes["picture"] = (*whole[:-2], *watch.picture)
     for name, shape in sizes.items():
         if _count(shape) >= MOST:
-            raise InvalidArgumentError(name, f"numbers of shape {shape}", "fewer than 2**60")
+            sizes_shown = ", ".join(shown(size) for size in shape)
+            raise InvalidArgumentError(
+                name, f"numbers of shape ({sizes_shown})", "fewer than 2**60"
+            )
 
 
 def _count(sizes: tuple[int, ...]) -> int:
