@@ -92,8 +92,19 @@ Memory make(size_t bytes) {
 // in order. In waves, so that the states waiting to be joined stay few.
 bool split_keys(const Problem& p, const Table& table, const std::vector<Panel>& panels, int threads,
                 const Interrupted& interrupted) {
-  int64_t chunks = (p.keys + kChunk - 1) / kChunk;
-  int64_t wave = std::min<int64_t>(chunks, 8 * threads);
+  Range seen{p.keys, 0};
+  std::vector<Range> sights;
+  for (const Panel& panel : panels) {
+    Range some = sights.emplace_back(seen_by(p, panel));
+    if (!some.empty()) seen = {std::min(seen.start, some.start), std::max(seen.stop, some.stop)};
+  }
+  int64_t first_chunk = seen.empty() ? 0 : seen.start / kChunk;
+  int64_t chunks = seen.empty() ? 1 : (seen.stop + kChunk - 1) / kChunk;
+  int64_t wave = std::min<int64_t>(chunks - first_chunk, 8 * threads);
+  auto apart = [&](int64_t panel, int64_t c) {
+    const Range& some = sights[static_cast<size_t>(panel)];
+    return some.empty() || some.stop <= c * kChunk || some.start >= (c + 1) * kChunk;
+  };
   std::vector<std::pair<Memory, size_t>> totals, parts;
   for (const Panel& panel : panels) {
     size_t bytes = (table.part_bytes(p, panel.rows) + 63) / 64 * 64;
@@ -103,7 +114,7 @@ bool split_keys(const Problem& p, const Table& table, const std::vector<Panel>& 
   }
   std::vector<Scratch> scratch(static_cast<size_t>(threads));
   int64_t count = static_cast<int64_t>(panels.size());
-  for (int64_t begin = 0; begin < chunks; begin += wave) {
+  for (int64_t begin = first_chunk; begin < chunks; begin += wave) {
     int64_t now = std::min(wave, chunks - begin);
     auto part = [&](int64_t panel, int64_t c) {
       auto& memory = parts[static_cast<size_t>(panel)];
@@ -113,6 +124,7 @@ bool split_keys(const Problem& p, const Table& table, const std::vector<Panel>& 
             count * now, threads,
             [&](int64_t item, int worker) {
               int64_t panel = item / now, c = item % now;
+              if (apart(panel, begin + c)) return;
               table.chunk(p, panels[static_cast<size_t>(panel)], begin + c, part(panel, c),
                           scratch[static_cast<size_t>(worker)]);
             },
@@ -124,7 +136,8 @@ bool split_keys(const Problem& p, const Table& table, const std::vector<Panel>& 
               auto at = static_cast<size_t>(panel);
               char* total = totals[at].first.get();
               for (int64_t c = 0; c < now; ++c)
-                table.merge(p, panels[at].rows, total, part(panel, c));
+                if (!apart(panel, begin + c))
+                  table.merge(p, panels[at].rows, total, part(panel, c));
               if (begin + now == chunks) table.finish(p, panels[at], total);
             },
             interrupted))
@@ -135,7 +148,7 @@ bool split_keys(const Problem& p, const Table& table, const std::vector<Panel>& 
 
 // Rows of one item of the second pass: a sixteenth of a head's, in whole groups, or fewer.
 int64_t rows_of_item(const Problem& p, const Table& table) {
-  int64_t rows = std::min<int64_t>((p.rows + 15) / 16, 4096);
+  int64_t rows = std::min<int64_t>((p.rows + 15) / 16, kMostItem - table.unit);
   return (rows + table.unit - 1) / table.unit * table.unit;
 }
 
@@ -224,6 +237,17 @@ bool forward(const Problem& p, const Table& table, int threads, const Interrupte
 
 }  // namespace
 
+Range seen_by(const Problem& problem, const Panel& panel) {
+  if (!problem.mask) return {0, problem.keys};
+  Range all{problem.keys, 0};
+  for (int64_t r = 0; r < panel.rows; ++r) {
+    Row row = row_of(problem, panel, r);
+    Range some = hull(*problem.mask, {panel.batch, row.head, problem.query_of(row.row), row.row});
+    if (!some.empty()) all = {std::min(all.start, some.start), std::max(all.stop, some.stop)};
+  }
+  return all;
+}
+
 std::vector<std::string> instruction_sets() {
   std::vector<std::string> names;
   for (const Isa& one : isas())
@@ -254,7 +278,8 @@ bool attention(const Problem& p, int threads, const Interrupted& interrupted) {
   // A thread costs some microseconds to wake; small calls stay on the caller's.
   double work = 1.0 * p.batch * p.heads * p.rows * p.keys * (p.width + p.value_width);
   if (work < 2e5) threads = 1;
-  if (!p.totals.received && !p.totals.cell_sum) return forward(p, table, threads, interrupted);
+  if (!p.totals.received && !p.totals.cell_sum && !p.totals.masses)
+    return forward(p, table, threads, interrupted);
   Problem twice = p;
   size_t rows = static_cast<size_t>(p.batch * p.heads * p.rows);
   Memory recall = make(2 * rows * (p.wide() ? 8 : 4));

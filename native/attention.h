@@ -2,6 +2,7 @@
 // and no SIMD types here.
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
 #include <functional>
 #include <stdexcept>
@@ -59,7 +60,7 @@ struct Facts {
   int64_t* top_keys = nullptr;  // (batch, heads, rows, top)
   char* top_weights = nullptr;
   int64_t top = 0;
-  char* group_mass = nullptr;  // (batch, heads, rows, group_count)
+  char* group_mass = nullptr;  // (batch, heads, rows, group_count), kept beside each row's state
   const int64_t* groups = nullptr;
   int64_t group_count = 0;
 };
@@ -72,6 +73,8 @@ struct Totals {
   double* cell_sum = nullptr;  // (batch, heads, cell_rows, cell_columns), the weights pooled
   double* cell_most = nullptr;
   int64_t cell_rows = 0, cell_columns = 0;
+  double* masses =
+      nullptr;          // (batch, heads, rows, group_count): groups too many to keep beside a row
   int64_t queries = 0;  // over which the cells are spread
 };
 
@@ -97,6 +100,9 @@ struct Problem {
 
   int64_t query_of(int64_t row) const { return row_index ? row_index[row] : row; }
   bool wide() const { return dtype == Dtype::f64; }
+  // Entries of a row's list, and groups whose masses are kept beside its state.
+  int64_t listed() const { return std::min(facts.top, keys); }
+  int64_t massed() const { return facts.group_mass ? facts.group_count : 0; }
   int64_t item() const { return dtype == Dtype::f64 ? 8 : dtype == Dtype::f32 ? 4 : 2; }
 };
 

@@ -271,7 +271,8 @@ void run_attention(nb::handle query, nb::handle key, nb::handle value, nb::handl
   f.top_weights = fact("top_weights");
   f.top = last_axis(facts, "top_keys", 1);
   f.group_mass = fact("group_mass");
-  f.group_count = last_axis(facts, "group_mass", 1);
+  p.totals.masses = inputs.fact<double>(facts, "masses");
+  f.group_count = last_axis(facts, p.totals.masses ? "masses" : "group_mass", 1);
   f.groups = f.group_count ? inputs.flat<const int64_t>("groups") : nullptr;
   Totals& t = p.totals;
   t.received = inputs.fact<double>(facts, "received");

@@ -31,6 +31,8 @@ typedef float F32 __attribute__((vector_size(kBytes)));
 typedef double F64 __attribute__((vector_size(kBytes)));
 typedef int32_t I32 __attribute__((vector_size(kBytes)));
 typedef int64_t I64 __attribute__((vector_size(kBytes)));
+typedef uint32_t U32 __attribute__((vector_size(kBytes)));
+typedef uint64_t U64 __attribute__((vector_size(kBytes)));
 
 template <class T>
 struct Lanes;
@@ -39,24 +41,26 @@ template <>
 struct Lanes<float> {
   using V = F32;
   using M = I32;
+  using U = U32;
   using Word = int32_t;
   static constexpr int n = kBytes / 4;
   static constexpr float kRound = 12582912.0f;  // 1.5 * 2^23: adding it rounds to an integer
   static constexpr float kLowest = -127.0f;     // 2^x is 0 from here down
   static constexpr int kMantissa = 23;
-  static constexpr Word kOne = 0x3f800000;
+  static constexpr uint32_t kOne = 0x3f800000;
 };
 
 template <>
 struct Lanes<double> {
   using V = F64;
   using M = I64;
+  using U = U64;
   using Word = int64_t;
   static constexpr int n = kBytes / 8;
   static constexpr double kRound = 6755399441055744.0;  // 1.5 * 2^52
   static constexpr double kLowest = -1023.0;
   static constexpr int kMantissa = 52;
-  static constexpr Word kOne = 0x3ff0000000000000;
+  static constexpr uint64_t kOne = 0x3ff0000000000000;
 };
 
 template <class T>
@@ -196,8 +200,8 @@ inline Vec<T> exp2_series(Vec<T> f) {
 // 2^n for the whole number n that was rounded by adding kRound; 0 for kLowest.
 template <class T>
 inline Vec<T> exp2_whole(Vec<T> shifted) {
-  using M = typename Lanes<T>::M;
-  M bits = (reinterpret_cast<M>(shifted) << Lanes<T>::kMantissa) + Lanes<T>::kOne;
+  using U = typename Lanes<T>::U;  // unsigned: scores that will be taken again may overflow
+  U bits = (reinterpret_cast<U>(shifted) << Lanes<T>::kMantissa) + Lanes<T>::kOne;
   return reinterpret_cast<Vec<T>>(bits);
 }
 
@@ -237,8 +241,6 @@ inline Vec<T> tanh_lanes(Vec<T> x) {
   Vec<T> less_one = fma(power, f * exp2_series<T, 1>(f), power - T(1));
   return less_one / (less_one + T(2));
 }
-
-typedef uint64_t U64 __attribute__((vector_size(kBytes)));
 
 // The low halves of 64-bit lanes multiplied into whole ones.
 inline U64 multiply_low(U64 a, U64 b) {

@@ -10,6 +10,7 @@
 #include "attention.h"
 #include "lanes.h"
 #include "mask.h"
+#include "pool.h"
 
 namespace chumoku::CHUMOKU_ISA {
 namespace {
@@ -78,11 +79,12 @@ template <class T>
 Plan<T> plan_of(const Problem& problem) {
   constexpr double kMost = double{std::numeric_limits<T>::max()} / 4;
   double size = std::min(std::abs(problem.scale), kMost);
-  bool adjusts = problem.biased || problem.softcap != 0 || size < 1e-30 || size > 1e30;
+  // A scale so small leaves no room for the lowest difference that exp knows.
+  bool adjusts = problem.biased || problem.softcap != 0 || size < 1e-30;
   double cap = problem.softcap ? std::clamp(problem.softcap, 1e-30, kMost) : 0;
   const Facts& f = problem.facts;
   return {unit_of<T>(adjusts ? 1 : size),
-          adjusts ? 1 : size,
+          adjusts ? 1 : std::abs(problem.scale),
           problem.scale < 0 ? T(-1) : T(1),
           adjusts,
           static_cast<T>(size),
@@ -90,7 +92,7 @@ Plan<T> plan_of(const Problem& problem) {
           static_cast<T>(cap ? 1 / cap : 0),
           f.entropy || f.saturation || f.flow,
           f.distance != nullptr,
-          f.top};
+          problem.listed()};
 }
 
 template <class T>
@@ -333,6 +335,9 @@ inline void store_ranked(const Queries<T>& g, int64_t i, int at, const Ranked<T>
   __builtin_memcpy(g.top_keys + i * g.lanes + at, &x.key, sizeof x.key);
 }
 
+// Going through a list of so many takes long enough to ask whether to stop.
+constexpr int64_t kLongList = 4096;
+
 template <class T>
 inline void insert_top(const Queries<T>& g, int64_t top, int at, Ranked<T> x) {
   Vec<T> score = x.score;
@@ -351,6 +356,7 @@ void watch_top(const Queries<T>& g, const Tile<T>& tile, int64_t top, const T* s
   for (int i = 0; i < kTop; ++i) list[i] = load_ranked(g, i, at);
   const T* last = g.top + (top - 1) * g.lanes + at;
   for (int key = tile.low; key < tile.high; ++key) {
+    if (top > kLongList && stopping()) return;
     Ranked<T> x;
     Vec<T> score_here = load(scores + key * g.lanes + at);
     x.score = score_here == score_here ? score_here : spread(-kNothing<T>);  // NaN comes first
@@ -541,7 +547,7 @@ void step(Queries<T>& g, const Tile<T>& tile, const Plan<T>& plan, const Problem
     store(most, larger(best[v], load(most)));
   }
   if (plan.distance) watch_distance<T, NV>(g, tile, b.weights, b.alpha, b.position);
-  if (problem.facts.groups) watch_groups<T, NV>(g, tile, problem.facts, b.weights, b.alpha);
+  if (g.masses) watch_groups<T, NV>(g, tile, problem.facts, b.weights, b.alpha);
   if (problem.dropped) drop<T, NV>(tile, problem, b.counters, batch, b.weights);
   if (tile.masked && tile.spoilt)
     mix_tile<T, NV, true>(g, tile, b.weights, b.alpha, problem.value_width);

@@ -73,7 +73,7 @@ void merge_group(const Problem& problem, const Plan<T>& plan, Queries<T>& a, con
       // Nothing but weights of 0: what NaN they met is felt all the same.
       store(o, join(y == y ? x : y, x == x ? y : x, fma(x, wa, y * wb)));
     }
-    for (int64_t i = 0; i < problem.facts.group_count; ++i) {
+    for (int64_t i = 0; i < problem.massed(); ++i) {
       T* mass = a.masses + i * a.lanes + at;
       V x = load(mass), y = load(b.masses + i * a.lanes + at);
       store(mass, join(x, y, fma(x, wa, y * wb)));
@@ -97,7 +97,12 @@ void merge_group(const Problem& problem, const Plan<T>& plan, Queries<T>& a, con
     put(kRef, ref);
   }
   for (int at = 0; at < a.lanes; at += L::n)
-    for (int64_t i = 0; i < plan.top; ++i) insert_top(a, plan.top, at, load_ranked(b, i, at));
+    for (int64_t i = 0; i < plan.top; ++i) {
+      // The rest of the lists is empty.
+      Ranked<T> next = load_ranked(b, i, at);
+      if (!any(next.key >= 0) || (plan.top > kLongList && stopping())) break;
+      insert_top(a, plan.top, at, next);
+    }
 }
 
 template <class T>
@@ -108,21 +113,27 @@ void merge(const Problem& problem, int64_t rows, char* total, const char* part) 
   for (int i = 0; i < count; ++i) merge_group(problem, plan_of<T>(problem), a[i], b[i]);
 }
 
-// What the weights of a row are divided by, its sink included: `share` is 1 / sum, `log_sum` the
-// logarithm of the sum, both against the row's reference.
+// What the weights of a row are divided by, its sink included: `share` is 1 / sum against the row's
+// reference, `lse` the logarithm of the sum, `way` how far that is above the reference.
 struct Ending {
-  double share, log_sum, sink_weight;
+  double share, lse, way, sink_weight;
 };
 
 // `mass` is that of the keys, `ref` the reference in nats, -inf when there is none.
 Ending ending_of(const Problem& problem, int64_t head, double mass, double ref) {
   double sink = problem.sinks ? problem.sinks[head] : -INFINITY;
   if (sink == INFINITY) sink = NAN;
-  if (sink == -INFINITY) return {mass == 0 ? 0 : 1 / mass, std::log(mass), 0};
-  if (mass == 0) return {0, INFINITY, std::isnan(sink) ? sink : 1};
-  double way = sink - ref, less = std::exp(-std::abs(way)), mine = way > 0 ? less : 1;
-  double sum = mass * mine + (way > 0 ? 1 : less);
-  return {mine / sum, std::log(sum) + std::max(way, 0.0), (way > 0 ? 1 : less) / sum};
+  if (mass == 0) return {0, sink, 0, sink == -INFINITY ? 0 : std::isnan(sink) ? sink : 1};
+  if (sink == -INFINITY) {
+    double log_sum = std::log(mass);
+    return {1 / mass, ref + log_sum, log_sum, std::isnan(mass) ? mass : 0};
+  }
+  double way = sink - ref, less = std::exp(-std::abs(way));
+  bool above = way > 0;
+  double sum = above ? mass * less + 1 : mass + less, log_sum = std::log(sum);
+  // The sink or the reference, whichever is larger, is not rounded away by the other.
+  return {(above ? less : 1) / sum, (above ? sink : ref) + log_sum, std::max(way, 0.0) + log_sum,
+          (above ? 1 : less) / sum};
 }
 
 // Facts of one row, from what was kept of its lane; row `at` of all, of this head.
@@ -140,26 +151,26 @@ void write_facts(const Problem& problem, const Plan<T>& plan, const Queries<T>& 
   double lead = field(kLead), rest = field(kRest);
   double mass = plan.facts ? lead + rest : sum;
   Ending end = ending_of(problem, head, mass, ref);
-  double lse = !none ? ref + end.log_sum : problem.sinks ? problem.sinks[head] : -INFINITY;
-  put(f.lse, at, lse);
-  if (f.exact_lse) f.exact_lse[at] = lse;
+  put(f.lse, at, end.lse);
+  if (f.exact_lse) f.exact_lse[at] = end.lse;
   double most = field(kMax);
   put(f.max_logit, at, sum == sum || most == INFINITY ? most * plan.scale : sum);
   put(f.sink_weight, at, end.sink_weight);
   put(f.distance, at, none ? 0 : field(kDistance) * end.share);
-  for (int64_t i = 0; i < f.group_count; ++i)
+  for (int64_t i = 0; i < problem.massed(); ++i)
     put(f.group_mass, at * f.group_count + i,
         none ? 0 : static_cast<double>(g.masses[i * g.lanes + lane]) * end.share);
   if (plan.facts) {
     double away = rest * end.share + end.sink_weight;
     double squares = field(kSquares) * end.share * end.share;
     lead *= end.share;
-    put(f.entropy, at, none ? 0 : (mass * end.log_sum - plan.scale * field(kShifted)) * end.share);
+    double nats = mass * end.way - plan.scale * field(kShifted);
+    put(f.entropy, at, end.share == 0 ? 0 : nats * end.share);
     put(f.saturation, at, none ? 0 : lead * lead + squares);
-    put(f.flow, at, none ? 0 : away - away * away + rest * end.share - squares);
+    put(f.flow, at, none ? 0 : lead * away + rest * end.share - squares);
   }
   for (int64_t i = 0; i < f.top; ++i) {
-    int64_t key = g.top_keys[i * g.lanes + lane];
+    int64_t key = i < plan.top ? g.top_keys[i * g.lanes + lane] : -1;
     f.top_keys[at * f.top + i] = key;
     put(f.top_weights, at * f.top + i, key < 0 ? 0 : g.top[i * g.lanes + lane]);
   }
@@ -199,7 +210,9 @@ void divide(const Problem& problem, const Panel& panel, const Plan<T>& plan, con
     Vec<T> factor = problem.dropped ? share * static_cast<T>(problem.kept_factor) : share;
     for (int64_t c = 0; c < problem.value_width; ++c) {
       T* o = g.o + c * g.lanes + at;
-      store(o, none == Vec<T>{} ? load(o) : load(o) * factor);
+      // One zero and one NaN: their signs would tell of the neighbours.
+      Vec<T> x = (none == Vec<T>{} ? load(o) : load(o) * factor) + T(0);
+      store(o, x == x ? x : spread(std::numeric_limits<T>::quiet_NaN()));
     }
     Vec<T> ref = load(g.state + kRef * g.lanes + at);
     for (int64_t i = 0; i < plan.top; ++i) {
@@ -291,14 +304,15 @@ void weigh_block(const Walk<T>& walk, const Queries<T>& g, const Tile<T>& tile, 
   const Problem& problem = walk.problem;
   score_tile<T, NV>(g, tile, walk.plan, problem.width,
                     [&](int key, int v, Vec<T> s) { store(scores + key * kStep + v * L::n, s); });
+  bool partly = tile.masked || tile.high < kTile;
   for (int lane = 0; lane < g.used; ++lane) {
-    Row row = row_of(problem, walk.panel, g.first + lane);
-    int64_t at = (walk.panel.batch * problem.heads + row.head) * problem.rows + row.row;
-    double lse = block.lse[at];
+    int64_t at = index_of(walk, g, lane);
+    double lse = block.lse[at] == -INFINITY ? 0 : block.lse[at];  // all weights are 0
+    uint64_t seen = partly ? word_of<T>(tile.words, g.lanes, lane) : ~uint64_t{0};
     T* to = reinterpret_cast<T*>(block.output) + at * block.keys + tile.first;
     for (int key = tile.low; key < tile.high; ++key) {
       T s = scores[key * kStep + lane];
-      to[key] = s == kNothing<T> ? 0 : static_cast<T>(std::exp(s * walk.plan.scale - lse));
+      to[key] = seen >> key & 1 ? static_cast<T>(std::exp(s * walk.plan.scale - lse)) : T(0);
     }
   }
 }

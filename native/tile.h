@@ -1,4 +1,6 @@
 // What each instruction set's build of tile.cc offers to attention.cc.
+// Functions here are static or defined elsewhere: a shared one compiled for AVX-512 might be the one
+// that the linker keeps for all.
 #pragma once
 
 #include <cstddef>
@@ -7,6 +9,7 @@
 #include <new>
 
 #include "attention.h"
+#include "mask.h"
 
 namespace chumoku {
 
@@ -40,6 +43,22 @@ struct Panel {
   int64_t batch, kv_head, first, rows;
 };
 
+// Which head and which of its rows a panel's row is.
+struct Row {
+  int64_t head, row;
+};
+
+static inline Row row_of(const Problem& problem, const Panel& panel, int64_t r) {
+  int64_t group = problem.heads / problem.kv_heads, at = panel.first + r;
+  return {panel.kv_head * group + at / problem.rows, at % problem.rows};
+}
+
+// The smallest range of keys that holds all that a panel sees.
+Range seen_by(const Problem& problem, const Panel& panel);
+
+// Rows of one item of the second pass at most.
+constexpr int64_t kMostItem = 4096;
+
 // What one item of the second pass adds up: some rows of one head over all keys.
 struct Part {
   double* received;  // [keys], or null
@@ -50,7 +69,7 @@ struct Part {
 };
 
 // Which of `cells`, spread evenly over `length` places, holds a place.
-inline int64_t cell_of(int64_t place, int64_t cells, int64_t length) {
+static inline int64_t cell_of(int64_t place, int64_t cells, int64_t length) {
   return ((place + 1) * cells - 1) / length;
 }
 

@@ -14,12 +14,14 @@ template <class T, int NV>
 void weigh_again(const Queries<T>& g, const Tile<T>& tile, const Plan<T>& plan, int64_t width,
                  const T* recall, T* weights) {
   constexpr int n = Lanes<T>::n, kStep = NV * n;
+  bool partly = tile.masked || tile.high < kTile;
   score_tile<T, NV>(g, tile, plan, width, [&](int key, int v, Vec<T> s) {
     Vec<T> ref = load(recall + v * n), share = load(recall + kStep + v * n);
     Vec<T> p = exp2_lanes<T>(s - ref, plan.unit) * share;
     // A lane of no row, or one that sees nothing, has no share: what it meets is not felt.
-    auto blind = (s == spread(kNothing<T>)) | (share == Vec<T>{});
-    store(weights + key * kStep + v * n, blind ? Vec<T>{} : p);
+    p = share == Vec<T>{} ? Vec<T>{} : p;
+    if (partly) p = sees(tile, kStep, v, key) ? p : Vec<T>{};
+    store(weights + key * kStep + v * n, p);
   });
 }
 
@@ -75,6 +77,17 @@ void add_cells(const Problem& problem, const Queries<T>& g, const Tile<T>& tile,
   }
 }
 
+// Masses of groups too many to be kept beside a row's state, straight into the fact.
+template <class T>
+void add_masses(const Walk<T>& walk, const Queries<T>& g, const Tile<T>& tile, const T* weights) {
+  const Facts& f = walk.problem.facts;
+  for (int lane = 0; lane < g.used; ++lane) {
+    double* masses = walk.problem.totals.masses + index_of(walk, g, lane) * f.group_count;
+    for (int key = tile.low; key < tile.high; ++key)
+      masses[f.groups[tile.first + key]] += weights[key * g.lanes + lane];
+  }
+}
+
 // What is known of each lane: reference and share, [2][lanes] for each group, and its row of cells.
 template <class T>
 struct Known {
@@ -87,14 +100,13 @@ void recall_lanes(const Walk<T>& walk, const Queries<T>& g, const Known<T>& know
   const Problem& problem = walk.problem;
   T* recall = known.recall + 2 * g.first;
   for (int lane = 0; lane < g.lanes; ++lane) {
-    Row row = row_of(problem, walk.panel, g.first + std::min(lane, g.used - 1));
-    int64_t at = (walk.panel.batch * problem.heads + row.head) * problem.rows + row.row;
+    int64_t at = index_of(walk, g, std::min(lane, g.used - 1));
     const T* kept = reinterpret_cast<const T*>(problem.recall) + 2 * at;
     recall[lane] = kept[1] == 0 ? 0 : kept[0];
     recall[g.lanes + lane] = lane < g.used ? kept[1] : 0;
     if (problem.totals.cell_sum)
       known.cell_row[g.first + lane] =
-          cell_of(problem.query_of(row.row), problem.totals.cell_rows, problem.totals.queries);
+          cell_of(place_of(walk, g, lane).query, problem.totals.cell_rows, problem.totals.queries);
   }
 }
 
@@ -127,6 +139,7 @@ void add_chunk(const Walk<T>& walk, int64_t chunk, const Room<T>& room, const Kn
         add_received(g, tile, weights, sums + (first - chunk * kChunk) * 3 * Lanes<T>::n);
         add_seers(g, tile, part.seers);
       }
+      if (problem.totals.masses) add_masses(walk, g, tile, weights);
       if (part.cell_sum) add_cells(problem, g, tile, weights, known.cell_row + g.first, part);
     }
   }
@@ -142,9 +155,18 @@ void add_totals(const Problem& problem, const Panel& rows, const Part& part, Scr
   T* sums = reinterpret_cast<T*>(memory);
   T* recall = sums + kChunk * kLanes;
   Known<T> known{recall, reinterpret_cast<int64_t*>(recall + 2 * kPadded)};
-  for (int64_t chunk = 0; chunk * kChunk < problem.keys; ++chunk) {
-    std::fill_n(sums, kChunk * kLanes, T(0));
+  // What each panel sees, so that no chunk is begun for those that see nothing of it.
+  Range seen[kMostItem / kMostRows + 1], all{problem.keys, 0};
+  for (int64_t r = 0; r < rows.rows; r += kMostRows) {
+    Panel panel{rows.batch, rows.kv_head, rows.first + r, std::min(kMostRows, rows.rows - r)};
+    Range& some = seen[r / kMostRows] = seen_by(problem, panel);
+    if (!some.empty()) all = {std::min(all.start, some.start), std::max(all.stop, some.stop)};
+  }
+  for (int64_t chunk = all.start / kChunk; chunk * kChunk < all.stop; ++chunk) {
+    std::fill_n(sums, part.received ? kChunk * kLanes : 0, T(0));
     for (int64_t r = 0; r < rows.rows; r += kMostRows) {
+      const Range& some = seen[r / kMostRows];
+      if (some.stop <= chunk * kChunk || some.start >= (chunk + 1) * kChunk) continue;
       Panel panel{rows.batch, rows.kv_head, rows.first + r, std::min(kMostRows, rows.rows - r)};
       Walk<T> walk{problem, panel, plan_of<T>(problem), {}, 0, {}};
       begin(walk, room.states[0], room.packed, room.copy);

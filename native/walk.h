@@ -35,8 +35,7 @@ constexpr int64_t group_lanes(int64_t rows) {
 // State of `lanes` queries, in numbers of T.
 template <class T>
 int64_t state_size(const Problem& problem, int64_t lanes) {
-  return lanes *
-         (problem.value_width + kFields + 2 * problem.facts.top + problem.facts.group_count);
+  return lanes * (problem.value_width + kFields + 2 * problem.listed() + problem.massed());
 }
 
 template <class T>
@@ -65,8 +64,8 @@ int lay_out(const Problem& problem, int64_t rows, char* memory, Queries<T>* grou
     g.o = at;
     g.state = g.o + problem.value_width * g.lanes;
     g.top = g.state + kFields * g.lanes;
-    g.top_keys = reinterpret_cast<typename Lanes<T>::Word*>(g.top + problem.facts.top * g.lanes);
-    g.masses = g.top + 2 * problem.facts.top * g.lanes;
+    g.top_keys = reinterpret_cast<typename Lanes<T>::Word*>(g.top + problem.listed() * g.lanes);
+    g.masses = problem.massed() ? g.top + 2 * problem.listed() * g.lanes : nullptr;
     at += state_size<T>(problem, g.lanes);
   }
   return count;
@@ -78,9 +77,9 @@ void clear_group(const Problem& problem, Queries<T>& g) {
   std::fill_n(g.state, kFields * g.lanes, T(0));
   std::fill_n(g.state + kRef * g.lanes, g.lanes, kNothing<T>);
   std::fill_n(g.state + kMax * g.lanes, g.lanes, kNothing<T>);
-  std::fill_n(g.top, problem.facts.top * g.lanes, kNothing<T>);
-  std::fill_n(g.top_keys, problem.facts.top * g.lanes, typename Lanes<T>::Word{-1});
-  std::fill_n(g.masses, problem.facts.group_count * g.lanes, T(0));
+  std::fill_n(g.top, problem.listed() * g.lanes, kNothing<T>);
+  std::fill_n(g.top_keys, problem.listed() * g.lanes, typename Lanes<T>::Word{-1});
+  std::fill_n(g.masses, problem.massed() * g.lanes, T(0));
 }
 
 template <class T>
@@ -88,15 +87,6 @@ void clear(const Problem& problem, int64_t rows, char* total) {
   Queries<T> groups[kMostGroups];
   int count = lay_out<T>(problem, rows, total, groups);
   for (int i = 0; i < count; ++i) clear_group(problem, groups[i]);
-}
-
-struct Row {
-  int64_t head, row;
-};
-
-inline Row row_of(const Problem& problem, const Panel& panel, int64_t r) {
-  int64_t group = problem.heads / problem.kv_heads, at = panel.first + r;
-  return {panel.kv_head * group + at / problem.rows, at % problem.rows};
 }
 
 // Numbers of any dtype, `step` bytes apart and not necessarily aligned.
@@ -244,6 +234,13 @@ Room<T> room_of(const Problem& problem, int64_t rows, Scratch& scratch) {
            per_lane + 3 * lanes, reinterpret_cast<uint64_t*>(parts[8])},
           reinterpret_cast<typename Lanes<T>::Word*>(parts[9]),
           {parts[10], parts[11]}};
+}
+
+// Where a lane's row stands among all rows of all heads.
+template <class T>
+int64_t index_of(const Walk<T>& walk, const Queries<T>& g, int lane) {
+  Row row = row_of(walk.problem, walk.panel, g.first + lane);
+  return (walk.panel.batch * walk.problem.heads + row.head) * walk.problem.rows + row.row;
 }
 
 // Lays out the groups, packs their queries and finds the keys they may see.

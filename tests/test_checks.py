@@ -10,7 +10,7 @@ import pytest
 import torch
 from strange import ERRORS, anything, outcome
 
-from chumoku.checks import memory_of, number, shown, whole
+from chumoku.checks import memory_of, real, shown, whole
 from chumoku.errors import InvalidArgumentError, InvalidTypeError, UnavailableError
 
 
@@ -43,15 +43,15 @@ def test_whole_numbers():
 
 def test_numbers():
     for given in (2, 2.0, np.float16(2), np.int64(2)):
-        assert number("x", given) == 2.0
-        assert type(number("x", given)) is float
-    assert number("x", -1.5) == -1.5
+        assert real("x", given) == 2.0
+        assert type(real("x", given)) is float
+    assert real("x", -1.5) == -1.5
     for given in ("2", None, True, 1j, np.ones(1), np.timedelta64(2)):
         with pytest.raises(InvalidTypeError, match="x: got .*, expected a finite number above 0"):
-            number("x", given, above=0)
+            real("x", given, above=0)
     for given in (0.0, -1, math.nan, math.inf, 10**400, np.float32("nan")):
         with pytest.raises(InvalidArgumentError, match="x: got .*, expected a finite number above"):
-            number("x", given, above=0)
+            real("x", given, above=0)
 
 
 def test_arrays_share_their_memory():
@@ -91,6 +91,6 @@ def test_no_torch_is_no_trouble(monkeypatch: pytest.MonkeyPatch):
 def test_only_the_library_s_errors_come_out():
     rng = random.Random(2)
     for _ in range(3000):
-        for check in (memory_of, number, lambda name, given: whole(name, given, 0)):
+        for check in (memory_of, real, lambda name, given: whole(name, given, 0)):
             outcome(check, "a", anything(rng))
     assert len(ERRORS) == 3

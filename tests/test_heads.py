@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import random
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from strange import anything, outcome
 
 from chumoku.errors import InvalidArgumentError, UnavailableError
 from chumoku.heads import BROAD, MIXED, ROLES, HeadMap, HeadRole, viewpoints
@@ -313,8 +315,22 @@ def test_what_cannot_be_read_is_refused(special: bool) -> None:
     for other in (deeper, wider):
         with pytest.raises(InvalidArgumentError, match="several encoders"):
             viewpoints([fake, other], special=special)
-    with pytest.raises(InvalidArgumentError, match="layers 0 to 0"):
+    with pytest.raises(InvalidArgumentError, match="layer: got"):
         viewpoints(fake, special=special).at(1, 0)
+
+
+def test_only_the_library_s_errors_come_out() -> None:
+    rng = random.Random(9)
+    fake, _ = constructed()
+    seen = viewpoints(fake)
+    for _ in range(1000):
+        outcome(viewpoints, rng.choice([anything(rng), [anything(rng)]]))
+        outcome(viewpoints, [anything(rng), fake])
+        outcome(seen.at, rng.choice([0, anything(rng)]), anything(rng))
+        special = anything(rng)
+        assert type(special) in (bool, np.bool_) or isinstance(
+            outcome(viewpoints, [], special=special), type
+        )
 
 
 # Real models

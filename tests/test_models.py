@@ -197,12 +197,12 @@ def test_bad_arguments_are_named() -> None:
     seen = model.encode("cat")
     for call, error in (
         (lambda: model.encode(""), "text: got an empty text"),
-        (lambda: model.encode("a", without={(3, 0)}), "layers from 0 to 2"),
-        (lambda: model.encode("a", without={(0, 4)}), "heads from 0 to 3"),
+        (lambda: model.encode("a", without={(3, 0)}), "layer: got .* from 0 to 2"),
+        (lambda: model.encode("a", without={(0, 4)}), "head: got .* from 0 to 3"),
         (lambda: model.encode("a", logit_factor=math.inf), "finite"),
-        (lambda: seen.weights(3), "layers from 0 to 2"),
-        (lambda: seen.weights(0, -1), "heads from 0 to 3"),
-        (lambda: seen.norms(-1), "layers from 0 to 2"),
+        (lambda: seen.weights(3), "layer: got .* from 0 to 2"),
+        (lambda: seen.weights(0, -1), "head: got .* from 0 to 3"),
+        (lambda: seen.norms(-1), "layer: got .* from 0 to 2"),
     ):
         with pytest.raises(InvalidArgumentError, match=error):
             call()
@@ -212,6 +212,10 @@ def test_bad_arguments_are_named() -> None:
         lambda: model.encode("a", without=[(0, 1.0)]),  # type: ignore[list-item]
         lambda: model.encode("a", logit_factor="2"),  # type: ignore[arg-type]
         lambda: seen.weights(True),
+        lambda: model.encode("a", without=3),  # type: ignore[arg-type]
+        lambda: model.encode("a", scaled=None),  # type: ignore[arg-type]
+        lambda: model.encode("a", watch=None),  # type: ignore[arg-type]
+        lambda: load_model(3),  # type: ignore[arg-type]
     ]
     for call in wrong:
         with pytest.raises(InvalidTypeError):
@@ -343,6 +347,24 @@ def test_a_missing_file_is_named(folder: Path, name: str) -> None:
     (folder / name).unlink()
     with pytest.raises(InvalidArgumentError, match=f"without {name}"):
         load_model(folder)
+
+
+def test_a_folder_with_a_path_that_cannot_be_is_refused() -> None:
+    for path in ("a\0b", "\ud800", "x" * 9999):
+        with pytest.raises(InvalidArgumentError, match="^model: got"):
+            load_model(path)
+
+
+@needs("tokenizers")
+def test_a_piece_outside_the_table_is_refused(folder: Path) -> None:
+    file = folder / "tokenizer.json"
+    said = json.loads(file.read_text("utf-8"))
+    said["model"]["vocab"]["z"] = 500
+    file.write_text(json.dumps(said), "utf-8")
+    model = load_model(folder)
+    assert model.encode("a").tokens
+    with pytest.raises(InvalidArgumentError, match="tokenizer.json: got a piece numbered 500"):
+        model.encode("z")
 
 
 def test_a_folder_that_does_not_fit_is_refused(folder: Path) -> None:

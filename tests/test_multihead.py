@@ -463,72 +463,6 @@ def test_widths_that_differ_between_heads_and_module(tmp_path: Path) -> None:
     assert_near(MultiHeadAttention.load(tmp_path / "strided.safetensors")(x), trace.output)
 
 
-X = draw(5, 8)
-NARROW = MultiHeadAttention(8, 4, key_width=5, value_width=6)
-BARE = MultiHeadAttention(8, 4, bias=False).parameters
-
-
-def of(heads: Any = 4, **changes: Any) -> MultiHeadAttention:
-    return MultiHeadAttention.from_parameters({**BARE, **changes}, heads)
-
-
-@pytest.mark.parametrize(
-    ("message", "call"),
-    [
-        ("heads: got 4, expected a divisor of", lambda _: MultiHeadAttention(10, 4)),
-        ("width: got 0", lambda _: MultiHeadAttention(0)),
-        ("heads: got 2.0", lambda _: MultiHeadAttention(8, 2.0)),
-        ("heads: got True", lambda _: MultiHeadAttention(8, True)),
-        ("kv_heads: got 3, expected a divisor of 8", lambda _: MultiHeadAttention(kv_heads=3)),
-        ("key_width: got -1", lambda _: MultiHeadAttention(key_width=-1)),
-        ("dtype: got float16", lambda _: MultiHeadAttention(dtype=np.float16)),
-        ("seed: got -1", lambda _: MultiHeadAttention(seed=-1)),
-        ("parameters: got nothing for query_matrix", lambda _: of(query_matrix=None)),
-        ("parameters: got also extra", lambda _: of(extra=np.ones(3))),
-        ("parameters: got query_matrix twice", lambda _: of(in_proj_weight=draw(24, 8))),
-        ("bias_k: got one more learned key", lambda _: of(bias_k=draw(1, 1, 8))),
-        (r"in_proj_bias: got shape \(25,\)", lambda _: of(in_proj_bias=draw(25))),
-        ("query_matrix: got shape", lambda _: of(query_matrix=draw(0, 8))),
-        ("key_matrix: got shape", lambda _: of(key_matrix=draw(8, 8, 8))),
-        ("key_matrix: got shape", lambda _: of(key_matrix=draw(8))),
-        ("key_matrix: got shape", lambda _: of(key_matrix=draw(6, 8))),
-        ("key_matrix: got shape", lambda _: of(key_matrix=draw(3, 8))),
-        ("value_matrix: got shape", lambda _: of(value_matrix=draw(9, 8))),
-        ("output_matrix: got shape", lambda _: of(output_matrix=draw(8, 7))),
-        ("query_bias: got shape", lambda _: of(query_bias=draw(7))),
-        ("key_matrix: got float64", lambda _: of(key_matrix=draw(8, 8, dtype=np.float64))),
-        ("key_matrix: got float16", lambda _: of(key_matrix=draw(8, 8, dtype=np.float16))),
-        ("key_matrix: got list", lambda _: of(key_matrix=[[1.0], [1.0, 2.0]])),
-        ("query_matrix: .* Is heads=3 right", lambda _: of(3)),
-        ("query_matrix: .* Is heads=16 right", lambda _: of(16)),
-        ("heads: got None, expected the number of heads. Give heads=", lambda _: of(None)),
-        ("heads: got 0", lambda _: of(0)),
-        ("heads: got head 4", lambda _: of(silenced=np.array([4]))),
-        (r"x: got shape \(5, 7\), expected \(..., length, 8\)", lambda m: m(X[:, :7])),
-        ("x: got shape", lambda m: m(X[0])),
-        ("x: got float64, expected float32", lambda m: m(X.astype(np.float64))),
-        ("x: got builtins.list, expected a NumPy array", lambda m: m(X.tolist())),
-        ("memory: got shape", lambda m: m(X, X[:, :7])),
-        ("memory: got shape .* Give value= too", lambda _: NARROW(X, X[:, :5])),
-        ("value: got shape", lambda m: m(X, X, X[:, :7])),
-        ("value: got 4 positions, expected 5 positions", lambda m: m(X, X, X[:4])),
-        ("value: got values alone", lambda m: m(X, None, X)),
-        (r"memory: got leading axes \(3,\)", lambda m: m(draw(2, 5, 8), draw(3, 5, 8))),
-        ("mask: got", lambda m: m(X, mask=np.ones((4, 4), bool))),
-        ("mask: got", lambda m: m(X, mask=np.ones((5, 5)))),
-        ("bias: got", lambda m: m(X, bias=X)),
-        ("scale: got", lambda m: m(X, scale="1")),
-        ("watch: got", lambda m: m(X, watch=True)),
-        ("heads: got head 7", lambda m: m.without({0, 7})),
-        ("heads: got -1", lambda m: m.without({-1})),
-        ("heads: got '0'", lambda m: m.without("0")),
-    ],
-)
-def test_wrong_arguments(message: str, call: Any) -> None:
-    with pytest.raises(ChumokuError, match=f"^{message}"):
-        call(MultiHeadAttention(8, 4))
-
-
 @pytest.mark.parametrize(
     "options",
     [
@@ -593,7 +527,7 @@ def test_a_torch_layer_from_a_file_and_what_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UnavailableError, match="add_bias_kv=True"):
         MultiHeadAttention.from_parameters(extra.state_dict(), 2)
     half = torch.nn.MultiheadAttention(8, 2, dtype=torch.bfloat16)
-    with pytest.raises(InvalidTypeError, match=r"Of a tensor, give tensor.float\(\).cpu\(\)"):
+    with pytest.raises(InvalidTypeError, match=r"got a tensor of torch.bfloat16 .*\.float\(\)"):
         MultiHeadAttention.from_parameters(half.state_dict(), 2)
     for arrays in ((torch.zeros(3, 24),), (x, torch.zeros(3, 24))):
         with pytest.raises(InvalidTypeError, match=r"got torch.Tensor, .*detach\(\).cpu\(\).numpy"):

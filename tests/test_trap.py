@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import random
 from dataclasses import dataclass
 from math import sqrt
 
 import numpy as np
 import pytest
+from strange import anything, outcome
 
 from chumoku.errors import InvalidArgumentError, UnavailableError
 from chumoku.models import default_model
@@ -193,7 +195,7 @@ def test_what_cannot_be_read_is_refused() -> None:
     with pytest.raises(InvalidArgumentError, match="no traced layer"):
         saturated_heads(Fake(()))
     seen = saturated_heads(one)
-    with pytest.raises(InvalidArgumentError, match="heads 0 to 0"):
+    with pytest.raises(InvalidArgumentError, match="head: got 1, expected .* from 0 to 0"):
         seen.at(0, 1)
     with pytest.raises(InvalidArgumentError, match="verdict"):
         seen.having("huge")
@@ -219,3 +221,26 @@ def test_the_default_model_is_saturated_without_its_scale() -> None:
     assert 1 <= len(as_is) < 10
     assert len(unscaled) > 8 * len(as_is)
     assert (2, 6) in as_is  # it always looks at the next token: saturated, and at work
+
+
+def test_the_bound_of_any_norm() -> None:
+    assert entropy_bound([1e3, 1e308, np.inf], 5).tolist() == [0.0, 0.0, 0.0]
+    assert np.isnan(entropy_bound(np.nan, 5))
+    for norm, keys, words in ((-1.0, 5, "norm: got -1.0"), (1.0, -1, "keys: got -1")):
+        with pytest.raises(InvalidArgumentError, match=words):
+            entropy_bound(norm, keys)
+
+
+def test_only_the_library_s_errors_come_out() -> None:
+    rng = random.Random(8)
+    fake = Fake((Trace(np.ones((1, 2, 4)), np.ones((1, 2, 4))),))
+    seen = saturated_heads(fake)
+    for _ in range(1500):
+        bound = outcome(entropy_bound, anything(rng), rng.choice([4, anything(rng)]))
+        assert isinstance(bound, type) or bound.dtype == np.float64
+        widths = rng.choice([(4,), anything(rng)])
+        named = {n: anything(rng) for n in ("keys", "queries", "seed") if rng.random() < 0.3}
+        outcome(width_study, widths, **({"keys": 4, "queries": 2} | named))
+        outcome(saturated_heads, rng.choice([fake, anything(rng)]), factor=anything(rng))
+        outcome(seen.at, rng.choice([0, anything(rng)]), anything(rng))
+        outcome(seen.having, rng.choice(["large", anything(rng)]), anything(rng))

@@ -43,11 +43,11 @@ def whole(name: str, value: object, least: int, most: int | None = None, of: str
     return found
 
 
-def number(name: str, value: object, above: float = -inf) -> float:
+def real(name: str, value: object, above: float = -inf) -> float:
     """A finite number above a bound, NumPy's too; neither True nor False."""
     expected = "a finite number" + ("" if above == -inf else f" above {above:g}")
-    real = isinstance(value, (int, float, np.integer, np.floating))
-    if not real or isinstance(value, (bool, np.timedelta64)):
+    known = isinstance(value, (int, float, np.integer, np.floating))
+    if not known or isinstance(value, (bool, np.timedelta64)):
         raise InvalidTypeError(name, shown(value), expected)
     try:
         found = float(value)  # type: ignore[arg-type]
@@ -56,6 +56,31 @@ def number(name: str, value: object, above: float = -inf) -> float:
     if not isfinite(found) or found <= above:
         raise InvalidArgumentError(name, shown(found), expected)
     return found
+
+
+def flag(name: str, value: object) -> bool:
+    """True or False, NumPy's too."""
+    if not isinstance(value, (bool, np.bool_)):
+        raise InvalidTypeError(name, shown(value), "True or False")
+    return bool(value)
+
+
+def has(value: object, *names: str) -> bool:
+    """Whether an object has these attributes, all of them."""
+    try:
+        return all(hasattr(value, name) for name in names)
+    except Exception:  # __getattr__ may raise anything
+        return False
+
+
+def list_of(name: str, value: Any, expected: str, cure: str = "") -> list[Any]:
+    """What can be walked through, as a list."""
+    try:
+        return list(value)
+    except MemoryError:
+        raise
+    except Exception as error:  # __iter__ may raise anything
+        raise InvalidTypeError(name, shown(value), expected, cure) from error
 
 
 def path_of(name: str, value: Any) -> Path:
@@ -75,14 +100,15 @@ def path_of(name: str, value: Any) -> Path:
     return path
 
 
-def memory_of(name: str, value: Any) -> NDArray[Any] | None:
+def memory_of(name: str, value: Any, detach: bool = False) -> NDArray[Any] | None:
     """A NumPy view of an array of any kind, its memory shared; None of what is no array.
 
-    NumPy's arrays, PyTorch's tensors on the CPU, and whatever speaks DLPack.
+    NumPy's arrays, PyTorch's tensors on the CPU, and whatever speaks DLPack. A tensor that
+    requires a gradient is refused, unless the caller says that numbers alone are wanted.
     """
     tensor = getattr(sys.modules.get("torch"), "Tensor", ())
     if isinstance(value, tensor):
-        return _tensor(name, value)
+        return _tensor(name, value, detach)
     if isinstance(value, np.ma.MaskedArray):
         cure = "Give value.filled(...), an array without a mask of its own."
         raise InvalidTypeError(name, "a masked array", "a plain array", cure)
@@ -99,9 +125,9 @@ def memory_of(name: str, value: Any) -> NDArray[Any] | None:
         raise UnavailableError(name, got, "an array in main memory") from error
 
 
-def array_of(name: str, value: Any, expected: str) -> NDArray[Any]:
+def array_of(name: str, value: Any, expected: str, detach: bool = False) -> NDArray[Any]:
     """`memory_of`, and of what is no array whatever NumPy makes: of numbers, of nested lists."""
-    array = memory_of(name, value)
+    array = memory_of(name, value, detach)
     if array is not None:
         return array
     try:
@@ -112,9 +138,9 @@ def array_of(name: str, value: Any, expected: str) -> NDArray[Any]:
         raise InvalidTypeError(name, shown(value), expected) from error
 
 
-def _tensor(name: str, tensor: Any) -> NDArray[Any]:
+def _tensor(name: str, tensor: Any, detach: bool) -> NDArray[Any]:
     torch, layout = sys.modules["torch"], str(tensor.layout)
-    if tensor.requires_grad and torch.is_grad_enabled():
+    if tensor.requires_grad and not detach and torch.is_grad_enabled():
         got, expected = "a tensor that requires a gradient", "one that does not"
         cure = "Call inside torch.no_grad(), or pass tensor.detach()."
         raise UnavailableError(name, got, expected, cure)
@@ -126,7 +152,8 @@ def _tensor(name: str, tensor: Any) -> NDArray[Any]:
         return np.asarray(tensor.detach().numpy())
     except (RuntimeError, TypeError) as error:
         got = f"a tensor of {tensor.dtype} ({_first_line(error)})"
-        raise InvalidTypeError(name, got, "a plain tensor that NumPy can read") from error
+        cure = "Convert it, for instance with .float()."
+        raise InvalidTypeError(name, got, "a tensor that NumPy can read", cure) from error
 
 
 def _first_line(error: Exception) -> str:

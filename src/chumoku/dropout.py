@@ -9,7 +9,7 @@ from math import prod
 import numpy as np
 from numpy.typing import NDArray
 
-from chumoku.checks import number, shown, whole
+from chumoku.checks import real, shown, whole
 from chumoku.errors import InvalidArgumentError
 
 Ints = NDArray[np.int64]
@@ -36,7 +36,7 @@ class Dropout:
     seed: int
 
     def __post_init__(self) -> None:
-        rate = number("rate", self.rate)
+        rate = real("rate", self.rate)
         if not 0.0 <= rate < 1.0:
             expected = "a number from 0 up to 1, 1 not included"
             raise InvalidArgumentError("rate", shown(rate), expected)

@@ -9,7 +9,7 @@ from math import floor, log10, prod, sqrt
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from chumoku.checks import array_of, number, shown
+from chumoku.checks import array_of, real, shown
 from chumoku.errors import InvalidArgumentError, InvalidTypeError
 from chumoku.kernels import Call
 from chumoku.kernels.reference import each_head, hide, scale_scores, score, softmax, visible_keys
@@ -206,8 +206,8 @@ def _call(
         value=v,
         mask=None if mask is None else _mask(mask),
         bias=None if bias is None else _spread("bias", bias, whole),
-        scale=1 / sqrt(width) if scale is None else number("scale", scale),
-        softcap=None if softcap is None else number("softcap", softcap, above=0.0),
+        scale=1 / sqrt(width) if scale is None else real("scale", scale),
+        softcap=None if softcap is None else real("softcap", softcap, above=0.0),
         sinks=None if sinks is None else _spread("sinks", sinks, (heads,)),
         dropout=None,
         watch=Watch(),

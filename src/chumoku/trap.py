@@ -16,7 +16,8 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from chumoku.attention import attention, weights
-from chumoku.errors import InvalidArgumentError
+from chumoku.checks import array_of, has, list_of, real, shown, whole
+from chumoku.errors import InvalidArgumentError, InvalidTypeError
 from chumoku.statistics import Watch
 
 Floats = NDArray[np.float64]
@@ -35,6 +36,10 @@ EVEN = 0.99
 MAJORITY = 0.5
 
 VERDICTS = ("large", "right", "small")
+_RUNS = ("as_is", "unscaled", "multiplied")
+
+# Keys, and queries, of the width study: more would not fit any memory.
+_MOST = 2**24
 
 
 @dataclass(frozen=True)
@@ -168,12 +173,8 @@ class TrapMap:
 
     def at(self, layer: int, head: int) -> HeadTrap:
         """The entry of one head, both numbers from 0."""
-        if not (0 <= layer < self.layers and 0 <= head < self.heads):
-            raise InvalidArgumentError(
-                "layer, head",
-                got=f"{layer}, {head}",
-                expected=f"layers 0 to {self.layers - 1}, heads 0 to {self.heads - 1}",
-            )
+        layer = whole("layer", layer, 0, self.layers - 1)
+        head = whole("head", head, 0, self.heads - 1)
         return self.entries[layer * self.heads + head]
 
     def having(self, verdict: str, which: str = "as_is") -> tuple[tuple[int, int], ...]:
@@ -184,10 +185,9 @@ class TrapMap:
         verdict : {"large", "right", "small"}
         which : {"as_is", "unscaled", "multiplied"}
         """
-        if verdict not in VERDICTS:
-            raise InvalidArgumentError("verdict", repr(verdict), " or ".join(VERDICTS))
-        if which not in ("as_is", "unscaled", "multiplied"):
-            raise InvalidArgumentError("which", repr(which), "as_is, unscaled or multiplied")
+        for name, said, known in (("verdict", verdict, VERDICTS), ("which", which, _RUNS)):
+            if not isinstance(said, str) or said not in known:
+                raise InvalidArgumentError(name, shown(said), " or ".join(known))
         return tuple(
             (entry.layer, entry.head)
             for entry in self.entries
@@ -227,18 +227,31 @@ def entropy_bound(norm: ArrayLike, keys: int) -> Floats:
     Parameters
     ----------
     norm : float or array
+        0 or more.
     keys : int
 
     Returns
     -------
     array of float64, the shape of `norm`; nats
     """
-    size = np.asarray(norm, dtype=np.float64)
-    if keys < 2:
+    size, count = _reals(norm), whole("keys", keys, 0, 2**63 - 1)
+    if count < 2:
         return np.zeros_like(size)
-    beta = np.exp(-size * sqrt(keys / (keys - 1)))
-    total = 1.0 + (keys - 1) * beta
-    return np.asarray(np.log(total) + size * sqrt(keys * (keys - 1)) * beta / total)
+    with np.errstate(over="ignore", invalid="ignore"):
+        beta = np.exp(-size * sqrt(count / (count - 1)))
+        total = 1.0 + (count - 1) * beta
+        rest = size * sqrt(count * (count - 1)) * beta / total
+    # Beyond some size beta is 0, and infinity times 0 is nothing here.
+    return np.asarray(np.log(total) + np.where(beta == 0, 0.0, rest))
+
+
+def _reals(norm: ArrayLike) -> Floats:
+    array = array_of("norm", norm, "numbers")
+    if array.dtype.kind not in "iuf":
+        raise InvalidTypeError("norm", f"{array.dtype} values", "numbers")
+    if (array < 0).any():
+        raise InvalidArgumentError("norm", shown(float(array.min())), "norms, 0 or more")
+    return array.astype(np.float64)
 
 
 def width_study(
@@ -264,19 +277,15 @@ def width_study(
 
     Raises
     ------
-    InvalidArgumentError
-        A width outside 1 to 1024, fewer than 2 keys, no query.
+    InvalidArgumentError, InvalidTypeError
+        A width outside 1 to 1024, fewer than 2 keys, no query; not whole numbers.
     """
-    for width in widths:
-        if not 1 <= width <= 1024:
-            raise InvalidArgumentError("widths", f"width {width}", "widths from 1 to 1024")
-    if keys < 2:
-        raise InvalidArgumentError("keys", str(keys), "2 or more, so that there is a choice")
-    if queries < 1:
-        raise InvalidArgumentError("queries", str(queries), "1 or more")
+    listed = [whole("widths", width, 1, 1024) for width in list_of("widths", widths, "widths")]
+    keys, queries = whole("keys", keys, 2, _MOST), whole("queries", queries, 1, _MOST)
+    seed = whole("seed", seed, 0)
     upstream = np.random.default_rng(seed).standard_normal((queries, keys))
     points = []
-    for width in widths:
+    for width in listed:
         random = np.random.default_rng([seed, width])
         query = random.standard_normal((queries, width))
         key = random.standard_normal((keys, width))
@@ -341,8 +350,10 @@ def saturated_heads(encoding: Traced, *, factor: float = 8.0) -> TrapMap:
     -------
     TrapMap
     """
-    if not 0.0 < factor < float("inf"):
-        raise InvalidArgumentError("factor", repr(factor), "a finite number above 0")
+    factor = real("factor", factor, above=0)
+    if not has(encoding, "traces"):
+        expected = "an encoded text, as encoder.encode(text) gives it"
+        raise InvalidTypeError("encoding", shown(encoding), expected)
     if not encoding.traces:
         raise InvalidArgumentError("encoding", "no traced layer", "one or more")
     entries = []
@@ -356,7 +367,7 @@ def saturated_heads(encoding: Traced, *, factor: float = 8.0) -> TrapMap:
             HeadTrap(layer, head, as_is[head], unscaled[head], multiplied[head])
             for head in range(heads)
         ]
-    return TrapMap(len(encoding.traces), heads, rows, float(factor), tuple(entries))
+    return TrapMap(len(encoding.traces), heads, rows, factor, tuple(entries))
 
 
 def _softmax(query: NDArray[Any], key: NDArray[Any], scale: float) -> tuple[Softmax, ...]:

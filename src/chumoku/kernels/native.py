@@ -38,11 +38,17 @@ Ints = NDArray[np.int64]
 ASKED_SCORES = 2**20
 HELD_SCORES = 2**27
 
+# Masses of up to so many groups are kept beside a row's running sums; of more, a second pass adds
+# them up.
+KEPT_GROUPS = 1024
+
 
 def refuses(call: Call) -> str | None:
     """Why this kernel cannot serve the call, or None when it can."""
     if call.query.dtype.name not in ("float64", "float32", "float16", "bfloat16"):
         return f"it computes float64, float32, float16 and bfloat16, not {call.query.dtype}"
+    if call.watch.top and call.query.dtype != np.float64 and call.key.shape[-2] > 2**31:
+        return "it names the top keys among 2**31 at most, but in float64"
     return None
 
 
@@ -58,7 +64,7 @@ def run(call: Call) -> tuple[Reals, Statistics]:
             continue
         # What a row gets does not depend on its neighbours.
         own = (slice(None),) * (call.query.ndim - 2) + (slice(part[0], part[-1] + 1),)
-        some = {name: np.empty_like(fact[own]) for name, fact in facts.items()}
+        some = {name: np.ascontiguousarray(fact[own]) for name, fact in facts.items()}
         some_output = np.empty_like(output[own])
         _attend(call, call.query[own], call.value, part, some_output, some | totals)
         output[own] = some_output
@@ -105,8 +111,11 @@ def _empty_facts(call: Call) -> dict[str, Reals]:
     names += ["entropy"] * watch.entropy + ["saturation", "flow"] * watch.saturation
     names += ["distance"] * watch.distance
     facts: dict[str, Reals] = {fact: np.empty(places, real) for fact in names}
-    if watch.groups is not None:
-        facts["group_mass"] = np.empty((*places, int(watch.groups.max(initial=-1)) + 1), real)
+    groups = _groups(call)
+    if groups is not None and groups <= KEPT_GROUPS:
+        facts["group_mass"] = np.empty((*places, groups), real)
+    if groups is not None and groups > KEPT_GROUPS:
+        facts["masses"] = np.zeros((*places, groups))
     if watch.top:
         facts["top_keys"] = np.empty((*places, watch.top), np.int64)
         facts["top_weights"] = np.empty((*places, watch.top), real)
@@ -127,8 +136,16 @@ def _empty_totals(call: Call) -> dict[str, Reals]:
     return totals
 
 
+def _groups(call: Call) -> int | None:
+    """How many groups of keys are watched."""
+    groups = call.watch.groups
+    return None if groups is None else int(groups.max(initial=-1)) + 1
+
+
 def _statistics(call: Call, facts: dict[str, Any], totals: dict[str, Reals]) -> Statistics:
     real = _real(call)
+    if "masses" in facts:
+        facts["group_mass"] = facts.pop("masses").astype(real)
     if "received" in totals:
         facts["received"] = totals["received"].astype(real)
         share = totals["received"] / np.maximum(totals["seers"], 1)
@@ -170,7 +187,7 @@ def _attend(
     if "distance" in facts:
         position = position_offset(call.mask, call.shape)
         options["position"] = np.ascontiguousarray(position).reshape(-1)
-    if "group_mass" in facts:
+    if call.watch.groups is not None and not facts.keys().isdisjoint(("group_mass", "masses")):
         options["groups"] = np.ascontiguousarray(call.watch.groups)
     if call.dropout is not None:
         rate, seed = call.dropout.rate, call.dropout.seed

@@ -223,8 +223,8 @@ def _facts(call: Call, logits: Reals, visible: Bools, seen: Softmax) -> dict[str
 def _flow(p: Reals, sink_weight: Reals) -> Reals:
     """sum_j p_j (1 - p_j) without the cancellation of 1 - sum_j p_j^2.
 
-    r and q are the mass and the squares of all but the largest weight. The largest is 1 - away,
-    with away = r, or r and the sink: (1 - away) away + r - q, which without sinks is 2r - r^2 - q.
+    r and q are the mass and the squares of all but the largest weight, and 1 minus the largest is
+    r and the sink's weight: largest (r + sink) + r - q, which without sinks is 2r - r^2 - q.
     """
     if p.shape[-1] == 0:
         return np.zeros(p.shape[:-1], p.dtype)
@@ -233,9 +233,7 @@ def _flow(p: Reals, sink_weight: Reals) -> Reals:
     # NaN weights: argmax finds the first of them, which must not be lost.
     r = np.where(np.isnan(p).any(axis=-1), np.nan, others.sum(axis=-1)).astype(p.dtype)
     q = (others * others).sum(axis=-1)
-    away = r + sink_weight
-    # A row without a single weight has no largest one.
-    return np.where(p.any(axis=-1), away - away * away + r - q, 0)
+    return np.asarray(p.max(axis=-1) * (r + sink_weight) + r - q)
 
 
 def _top(logits: Reals, p: Reals, k: int) -> tuple[Ints, Reals]:

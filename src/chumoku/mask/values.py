@@ -305,7 +305,8 @@ class Custom(Mask):
     def allowed(self, shape: Shape, rows: Ints, keys: Ints) -> Bools:
         b = np.arange(prod(shape.batch)).reshape(*shape.batch, 1, 1, 1)
         h = np.arange(shape.heads).reshape(-1, 1, 1)
-        given = self.function(b, h, rows[:, None], keys)
+        # Copies: a function that writes into its arguments must not reach what others read.
+        given = self.function(b, h, rows[:, None].copy(), keys.copy())
         answer = array_of("function", given, "booleans from the mask function")
         if answer.dtype != np.bool_:
             raise InvalidTypeError("function", f"{answer.dtype} from the mask function", "booleans")

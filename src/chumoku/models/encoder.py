@@ -10,7 +10,8 @@ from functools import cache
 import numpy as np
 from numpy.typing import NDArray
 
-from chumoku.errors import InvalidArgumentError, InvalidTypeError
+from chumoku.checks import flag, list_of, real, shown, whole
+from chumoku.errors import InvalidTypeError
 from chumoku.multihead import MultiHeadAttention, Trace
 from chumoku.record import Recording, label, recording
 from chumoku.statistics import Watch
@@ -122,14 +123,14 @@ class Encoding:
         if head is None:
             return trace.weights()
         heads = trace.query.shape[-3]
-        return np.asarray(trace.weights()[_place("head", head, heads)])
+        return np.asarray(trace.weights()[whole("head", head, 0, heads - 1)])
 
     def norms(self, layer: int) -> Floats:
         """How much each head gives to each token: norms of its part of the output, (heads, n)."""
         return self._trace(layer).norms
 
     def _trace(self, layer: int) -> Trace:
-        return self.traces[_place("layer", layer, len(self.traces))]
+        return self.traces[whole("layer", layer, 0, len(self.traces) - 1)]
 
 
 @dataclass(frozen=True, eq=False)
@@ -200,6 +201,8 @@ class Encoder:
         InvalidTypeError, InvalidArgumentError
             Not a text, or one with nothing to see; no such layer or head; not a number.
         """
+        if not isinstance(watch, Watch):
+            raise InvalidTypeError("watch", shown(watch), "Watch(top=8, entropy=True, ...)")
         silenced = self._silenced(without)
         scale = self._scale(logit_factor, scaled)
         tokens, truncated = self.tokenizer.encode(text, self.positions)
@@ -219,22 +222,18 @@ class Encoder:
 
     def _silenced(self, without: Collection[tuple[int, int]]) -> dict[int, set[int]]:
         silenced: dict[int, set[int]] = {}
-        for pair in without:
+        for pair in list_of("without", without, "pairs of (layer, head)"):
             if not isinstance(pair, tuple) or len(pair) != 2:
-                raise InvalidTypeError("without", repr(pair), "pairs of (layer, head)")
-            layer = _place("layer", pair[0], len(self.layers))
-            silenced.setdefault(layer, set()).add(_place("head", pair[1], self.heads))
+                raise InvalidTypeError("without", shown(pair), "pairs of (layer, head)")
+            layer = whole("layer", pair[0], 0, len(self.layers) - 1)
+            head = whole("head", pair[1], 0, self.heads - 1)
+            silenced.setdefault(layer, set()).add(head)
         return silenced
 
     def _scale(self, logit_factor: float, scaled: bool) -> float:
-        if isinstance(logit_factor, bool) or not isinstance(
-            logit_factor, (int, float, np.integer, np.floating)
-        ):
-            raise InvalidTypeError("logit_factor", type(logit_factor).__name__, "a number")
-        if not math.isfinite(logit_factor):
-            raise InvalidArgumentError("logit_factor", repr(logit_factor), "a finite number")
         head_width = self.width // self.heads
-        return float(logit_factor) / (math.sqrt(head_width) if scaled else 1.0)
+        factor = real("logit_factor", logit_factor)
+        return factor / (math.sqrt(head_width) if flag("scaled", scaled) else 1.0)
 
 
 def build(
@@ -293,15 +292,6 @@ def shapes(sizes: Mapping[str, int]) -> dict[str, tuple[int, ...]]:
     for name in norms:
         shapes |= {f"{name}.w": (width,), f"{name}.b": (width,)}
     return shapes
-
-
-def _place(name: str, value: object, count: int) -> int:
-    """A layer or head that is there, counted from 0."""
-    if isinstance(value, bool) or not isinstance(value, (int, np.integer)):
-        raise InvalidTypeError(name, repr(value), "a whole number")
-    if not 0 <= value < count:
-        raise InvalidArgumentError(name, f"{name} {value}", f"{name}s from 0 to {count - 1}")
-    return int(value)
 
 
 # x * Phi(x) (Hendrycks and Gimpel 2016) with the exact Phi: around the nearest of these points

@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from os import PathLike
+from os.path import isdir, isfile
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from chumoku.checks import path_of, shown
 from chumoku.errors import InvalidArgumentError
 from chumoku.models.default import default_model
 from chumoku.models.encoder import Encoder, Floats, build, shapes
@@ -68,12 +70,12 @@ def load_model(path: str | PathLike[str] | None = None) -> Encoder:
     """
     if path is None:
         return default_model()
-    folder = Path(path)
+    folder = path_of("model", path)
     for name in ("config.json", "model.safetensors", "tokenizer.json"):
-        if not (folder / name).is_file():
+        if not isfile(folder / name):
             raise InvalidArgumentError(
                 "model",
-                got=f"{str(folder)!r}, {'without ' + name if folder.is_dir() else 'no folder'}",
+                got=f"{shown(str(folder))}, {'without ' + name if isdir(folder) else 'no folder'}",
                 expected="a folder with config.json, model.safetensors and tokenizer.json",
                 cure="save_pretrained of a BERT model and of its fast tokenizer writes all three.",
             )
@@ -86,7 +88,15 @@ def load_model(path: str | PathLike[str] | None = None) -> Encoder:
             "tokenizer.json", got, f"at most the {sizes['vocab_size']} of config.json"
         )
     table = tensors["emb.word"]
-    return build(folder.resolve().name, tokenizer, tensors, sizes, epsilon, lambda ids: table[ids])
+
+    def words(ids: NDArray[np.int64]) -> Floats:
+        if ids.max(initial=0) >= len(table):  # pieces may be numbered with gaps
+            got, expected = f"a piece numbered {ids.max()}", f"numbers below {len(table)}"
+            cure = "Do config.json and tokenizer.json belong together?"
+            raise InvalidArgumentError("tokenizer.json", got, expected, cure)
+        return np.asarray(table[ids])
+
+    return build(folder.resolve().name, tokenizer, tensors, sizes, epsilon, words)
 
 
 def _sizes(file: Path) -> tuple[dict[str, int], float]:

@@ -12,8 +12,19 @@ import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
 from chumoku.attention import attention, weights
-from chumoku.errors import InvalidArgumentError, InvalidTypeError, UnavailableError
+from chumoku.checks import array_of, flag, list_of, shown, whole
+from chumoku.errors import InvalidArgumentError, InvalidTypeError
 from chumoku.mask import Mask
+from chumoku.multihead.cache import Cache
+from chumoku.multihead.parameters import (
+    BIASES,
+    MATRICES,
+    MOST_SIZE,
+    MOST_WIDTH,
+    check_shapes,
+    count_of,
+    own_names,
+)
 from chumoku.statistics import Statistics, Watch
 from chumoku.tensors import read_tensors, write_tensors
 
@@ -21,93 +32,8 @@ Floats = NDArray[Any]
 Masking = Mask | NDArray[np.bool_] | None
 File = str | PathLike[str]
 
-_MATRICES = ("query_matrix", "key_matrix", "value_matrix", "output_matrix")
-_BIASES = ("query_bias", "key_bias", "value_bias", "output_bias")
-# What an array of a given name holds, block of rows by block: ours, torch.nn.MultiheadAttention's.
-_NAMES = {name: (name,) for name in (*_MATRICES, *_BIASES)} | {
-    "in_proj_weight": _MATRICES[:3],
-    "q_proj_weight": _MATRICES[:1],
-    "k_proj_weight": _MATRICES[1:2],
-    "v_proj_weight": _MATRICES[2:3],
-    "in_proj_bias": _BIASES[:3],
-    "out_proj.weight": _MATRICES[3:],
-    "out_proj.bias": _BIASES[3:],
-}
-
-
-class Cache:
-    """Projected keys and values of one MultiHeadAttention, for decoding step by step.
-
-    Give an empty one to the first call and the same one to the calls that follow. What it does
-    is settled by the first call:
-
-    - Self attention, `mha(x, mask=Causal(), cache=cache)`: every call appends the positions of
-      its x, and the queries look at all that is held. Buffers double, so that a position is
-      moved about once however many steps there are. `Causal()` sets the queries at the end.
-    - Cross attention, `mha(x, memory, cache=cache)`: the first call projects the memory; later
-      calls look at the same again and project nothing. They give the same array or leave it out.
-
-    A call that raises leaves the cache as it was. Arrays that were handed out (`Trace.key`, the
-    inputs of a recording) are not overwritten by what is appended later.
-    """
-
-    def __init__(self) -> None:
-        self._buffers: tuple[Floats, ...] = ()
-        self._length = 0
-        # Whether the room behind the length was never handed out, so that it may be written.
-        self._spare = False
-        self._owner: tuple[Floats, ...] = ()
-        self._memory: tuple[Floats, Floats | None] | None = None
-
-    def __len__(self) -> int:
-        """How many positions can be looked at."""
-        return self._length
-
-    def truncate(self, length: int) -> None:
-        """Forget every position from `length` on; 0 empties the cache for any use.
-
-        Raises
-        ------
-        InvalidArgumentError
-            Not 0 to len(cache), or a part of what a cross-attention memory gave.
-        """
-        length = _whole("length", length, 0)
-        if length == 0:
-            self.__dict__.update(Cache().__dict__)
-        elif length > len(self):
-            raise InvalidArgumentError("length", str(length), f"0 to {len(self)}, what is held")
-        elif length < len(self) and self._memory is not None:
-            got = f"{length}, of a cache that holds a memory of {len(self)}"
-            cure = "To look at a part of the memory, give a mask."
-            raise InvalidArgumentError("length", got, "0, which empties it", cure)
-        elif length < len(self):
-            self._length, self._spare = length, False
-
-    def __copy__(self) -> Cache:
-        self._spare = False
-        twin = Cache()
-        twin.__dict__.update(self.__dict__)
-        return twin
-
-    def _after(self, *added: Floats) -> dict[str, Any]:
-        """The state with these keys and values at the end; the cache itself stays as it is."""
-        if not self._buffers:
-            return {"_buffers": added, "_length": added[0].shape[-2]}
-        batch, held = added[0].shape[:-3], self._buffers[0].shape[:-3]
-        if batch != held:
-            got, expected = f"keys of leading axes {held} in it", f"{batch}, as x has"
-            cure = "Step with the batch that filled the cache, or start with a new Cache()."
-            raise InvalidArgumentError("cache", got, expected, cure)
-        start, length = self._length, self._length + added[0].shape[-2]
-        buffers = self._buffers
-        if not self._spare or length > buffers[0].shape[-2]:
-            room = max(length, 2 * start)
-            buffers = tuple(np.empty((*a.shape[:-2], room, a.shape[-1]), a.dtype) for a in added)
-            for new, old in zip(buffers, self._buffers, strict=True):
-                new[..., :start, :] = old[..., :start, :]
-        for buffer, new in zip(buffers, added, strict=True):
-            buffer[..., start:length, :] = new
-        return {"_buffers": buffers, "_length": length, "_spare": True}
+# As many as NumPy takes when it spreads shapes over one another.
+_AXES = 32
 
 
 @dataclass(frozen=True, eq=False)
@@ -225,34 +151,37 @@ class MultiHeadAttention:
         dtype: DTypeLike = np.float32,
         seed: int = 0,
     ) -> None:
-        width, heads = _whole("width", width, 1), _whole("heads", heads, 1)
-        kv_heads = heads if kv_heads is None else _whole("kv_heads", kv_heads, 1)
-        key_width = width if key_width is None else _whole("key_width", key_width, 1)
-        value_width = key_width if value_width is None else _whole("value_width", value_width, 1)
+        width, heads = whole("width", width, 1, MOST_SIZE), whole("heads", heads, 1, MOST_SIZE)
+        kv_heads = heads if kv_heads is None else whole("kv_heads", kv_heads, 1, MOST_SIZE)
+        key_width = width if key_width is None else whole("key_width", key_width, 1, MOST_SIZE)
+        if value_width is None:
+            value_width = key_width
+        value_width = whole("value_width", value_width, 1, MOST_SIZE)
         if width % heads:
             raise InvalidArgumentError("heads", str(heads), f"a divisor of the width {width}")
+        if width // heads > MOST_WIDTH:
+            expected = f"more, so that a head is at most {MOST_WIDTH} wide"
+            raise InvalidArgumentError("heads", f"{heads} for a width of {width}", expected)
         if heads % kv_heads:
             raise InvalidArgumentError("kv_heads", str(kv_heads), f"a divisor of {heads} heads")
-        kind = np.dtype(dtype)
-        if kind not in (np.float32, np.float64):
-            raise InvalidTypeError("dtype", str(kind), "float32 or float64")
-        random = np.random.default_rng(_whole("seed", seed, 0))
+        kind, with_bias = _dtype(dtype), flag("bias", bias)
+        random = np.random.default_rng(whole("seed", seed, 0))
         kv_rows = kv_heads * (width // heads)
         shapes = (width, width), (kv_rows, key_width), (kv_rows, value_width), (width, width)
         parameters: dict[str, Floats] = {}
-        for matrix, name, shape in zip(_MATRICES, _BIASES, shapes, strict=True):
+        for matrix, name, shape in zip(MATRICES, BIASES, shapes, strict=True):
             limit = np.sqrt(6.0 / sum(shape))
             parameters[matrix] = random.uniform(-limit, limit, shape).astype(kind, copy=False)
-            if bias:
+            if with_bias:
                 parameters[name] = np.zeros(shape[0], kind)
         self._hold(parameters, heads)
 
     def _hold(self, parameters: Mapping[str, Floats], heads: int) -> None:
-        held: dict[str, Any] = dict.fromkeys((*_MATRICES, *_BIASES))
+        held: dict[str, Any] = dict.fromkeys((*MATRICES, *BIASES))
         for name, array in parameters.items():
             held[name] = array.view()
             held[name].flags.writeable = False
-        query, key, value = (parameters[name] for name in _MATRICES[:3])
+        query, key, value = (parameters[name] for name in MATRICES[:3])
         held.update(width=query.shape[1], key_width=key.shape[1], value_width=value.shape[1])
         held.update(heads=heads, kv_heads=key.shape[0] * heads // query.shape[0])
         self.__dict__.update(held, dtype=query.dtype, silenced=frozenset())
@@ -285,21 +214,21 @@ class MultiHeadAttention:
             The torch module was made with add_bias_kv=True. (add_zero_attn=True leaves no trace
             in the parameters, and is not noticed.)
         """
+        if not isinstance(parameters, Mapping):
+            raise InvalidTypeError("parameters", shown(parameters), "names and their arrays")
+        for name in (prefix, *parameters):
+            if not isinstance(name, str):
+                of = "prefix" if name is prefix else "parameters"
+                raise InvalidTypeError(of, shown(name), "a name, a str")
         named = {
             name.removeprefix(prefix): value
             for name, value in parameters.items()
             if name.startswith(prefix) and value is not None
         }
-        said = np.asarray(named.pop("heads", heads)).tolist()
-        if said is None:
-            cure = "Give heads=; matrices do not tell it."
-            raise InvalidArgumentError("heads", "None", "the number of heads", cure)
-        count = _whole("heads", said, 1)
-        if heads is not None and heads != count:
-            raise InvalidArgumentError("heads", str(heads), f"{count}, as the parameters say")
-        silenced = np.asarray(named.pop("silenced", ()), np.int64).tolist()
-        own = _own_names(named, parameters)
-        _check_shapes(own, count)
+        count = count_of(named, heads)
+        silenced = array_of("silenced", named.pop("silenced", ()), "numbers of heads").tolist()
+        own = own_names(named, parameters)
+        check_shapes(own, count)
         new = cls.__new__(cls)
         new._hold(own, count)
         return new.without(silenced)
@@ -318,7 +247,7 @@ class MultiHeadAttention:
     @property
     def parameters(self) -> dict[str, Floats]:
         """The matrices and those biases that there are, by name, not copied."""
-        held = {name: getattr(self, name) for name in (*_MATRICES, *_BIASES)}
+        held = {name: getattr(self, name) for name in (*MATRICES, *BIASES)}
         return {name: array for name, array in held.items() if array is not None}
 
     def without(self, heads: Iterable[int]) -> Self:
@@ -329,10 +258,8 @@ class MultiHeadAttention:
         heads : iterable of int
             Such as {0, 3}, counted from 0. What they see is still reported.
         """
-        asked = frozenset(_whole("heads", head, 0) for head in heads)
-        if max(asked, default=0) >= self.heads:
-            expected = f"heads from 0 to {self.heads - 1}"
-            raise InvalidArgumentError("heads", f"head {max(asked)}", expected)
+        listed = list_of("heads", heads, "several heads", "One head is given as {3}.")
+        asked = frozenset(whole("heads", head, 0, self.heads - 1) for head in listed)
         new = type(self).__new__(type(self))
         new.__dict__.update(self.__dict__, silenced=self.silenced | asked)
         return new
@@ -469,7 +396,7 @@ class MultiHeadAttention:
         if cache is None:
             return keys, values, {}
         state = cache._after(keys, values)
-        state["_owner"] = (self.key_matrix, self.value_matrix)
+        state["_owner"] = self._projection
         if memory is not None:
             state["_memory"] = (memory, value)
         keys, values = (buffer[..., : state["_length"], :] for buffer in state["_buffers"])
@@ -478,8 +405,8 @@ class MultiHeadAttention:
     def _check_cache(self, cache: Cache, memory: Floats | None, value: Floats | None) -> None:
         if not isinstance(cache, Cache):
             raise InvalidTypeError("cache", type(cache).__name__, "a chumoku.Cache")
-        own = (self.key_matrix, self.value_matrix)
-        if not all(a is b or np.array_equal(a, b) for a, b in zip(own, cache._owner, strict=False)):
+        # An empty cache has no owner yet.
+        if not all(map(_alike, self._projection, cache._owner)):
             got, expected = "one that another module filled", "an empty one, or one of its own"
             raise InvalidArgumentError("cache", got, expected, "Each layer needs its own Cache().")
         held = cache._memory or (None, None)
@@ -488,6 +415,12 @@ class MultiHeadAttention:
             expected = "an empty one, or one filled from this very memory (and value)"
             cure = "Use a new Cache() for each memory; later calls may leave memory out."
             raise InvalidArgumentError("cache", got, expected, cure)
+
+    @property
+    def _projection(self) -> tuple[Any, ...]:
+        """All that keys and values are made with."""
+        matrices = (self.key_matrix, self.value_matrix)
+        return (*matrices, self.key_bias, self.value_bias, self.kv_heads)
 
     def _heads_of(self, name: str, given: object, part: str, heads: int) -> Floats:
         """An input after its matrix, head by head: a view (..., heads, length, head width)."""
@@ -505,19 +438,31 @@ def _linear(x: Floats, matrix: Floats, bias: Floats | None) -> Floats:
     return product.reshape(*x.shape[:-1], matrix.shape[0])
 
 
-def _whole(name: str, value: object, least: int) -> int:
-    if isinstance(value, bool) or not isinstance(value, (int, np.integer)):
-        raise InvalidTypeError(name, repr(value), "a whole number")
-    if value < least:
-        raise InvalidArgumentError(name, str(value), f"a whole number from {least}")
-    return int(value)
+def _dtype(given: Any) -> np.dtype[Any]:
+    try:
+        name = "" if given is None else str(np.dtype(given))
+    except MemoryError:
+        raise
+    except Exception:  # NumPy reads many things as a dtype, and raises as many errors
+        name = ""
+    if name not in ("float32", "float64"):
+        raise InvalidTypeError("dtype", name or shown(given), "float32 or float64")
+    return np.dtype(name)
+
+
+def _alike(mine: Any, theirs: Any) -> bool:
+    """Whether two parameters are one, or equal in every number."""
+    if mine is theirs:
+        return True
+    same = np.array_equal(mine, theirs)
+    return same and np.asarray(mine).dtype == np.asarray(theirs).dtype
 
 
 def _input(name: str, given: object, part: str, matrix: Floats) -> Floats:
     """An input as a plain array that fits the matrix."""
-    if not isinstance(given, np.ndarray):
+    if not isinstance(given, np.ndarray) or isinstance(given, np.ma.MaskedArray):
         cure = f"np.asarray(..., dtype=np.{matrix.dtype}) makes one of a list."
-        if hasattr(given, "detach"):
+        if hasattr(type(given), "detach"):
             cure = "Give tensor.detach().cpu().numpy()."
         got = f"{type(given).__module__}.{type(given).__qualname__}"
         raise InvalidTypeError(name, got, "a NumPy array", cure)
@@ -526,75 +471,8 @@ def _input(name: str, given: object, part: str, matrix: Floats) -> Floats:
         cure = f"Convert it with .astype(np.{matrix.dtype}), or make the module with dtype=."
         expected = f"{matrix.dtype}, as the parameters have"
         raise InvalidTypeError(name, str(array.dtype), expected, cure)
-    if array.ndim < 2 or array.shape[-1] != matrix.shape[1]:
+    if not 2 <= array.ndim <= _AXES or array.shape[-1] != matrix.shape[1]:
         expected = f"(..., length, {matrix.shape[1]}), as {part}_matrix takes it"
         cure = "Give value= too: their widths differ." if part == "value" != name else ""
         raise InvalidArgumentError(name, f"shape {array.shape}", expected, cure)
     return array
-
-
-def _parameter(name: str, value: Any) -> Floats:
-    """A parameter as an array that shares its memory."""
-    try:
-        array = np.asarray(value.detach() if hasattr(value, "detach") else value)
-    except (TypeError, ValueError, RuntimeError) as error:
-        got = f"{type(value).__name__}, which NumPy cannot read ({error})"
-        cure = "Of a tensor, give tensor.float().cpu()."
-        raise InvalidTypeError(name, got, "numbers in main memory", cure) from error
-    if array.dtype not in (np.float32, np.float64):
-        cure = "Convert it first, with .astype(np.float32)."
-        raise InvalidTypeError(name, str(array.dtype), "float32 or float64", cure)
-    return array
-
-
-def _own_names(named: Mapping[str, Any], given: Iterable[str]) -> dict[str, Floats]:
-    """The parameters under this module's names; joined ones are cut into views."""
-    own: dict[str, Floats] = {}
-    if "bias_k" in named or "bias_v" in named:
-        got, expected = "one more learned key (add_bias_kv=True)", "a module without it"
-        raise UnavailableError("bias_k", got, expected, "chumoku looks at given keys only.")
-    for name in filter(_NAMES.__contains__, named):
-        array, names = _parameter(name, named[name]), _NAMES[name]
-        if array.ndim not in (1, 2) or len(array) % len(names):
-            expected = "a matrix or a bias, with as many rows of query, key and value if joined"
-            raise InvalidArgumentError(name, f"shape {array.shape}", expected)
-        if not own.keys().isdisjoint(names):
-            raise InvalidArgumentError("parameters", f"{names[0]} twice", "each of them once")
-        own.update(zip(names, np.split(array, len(names)), strict=True))
-    missing = [name for name in _MATRICES if name not in own]
-    unknown = [name for name in named if name not in _NAMES]
-    if missing or unknown:
-        marks = ("query_matrix", "in_proj_weight", "q_proj_weight")
-        prefixes = {n.removesuffix(m) for n in given for m in marks if n.endswith(m)} - {""}
-        got = f"nothing for {', '.join(missing)}" if missing else f"also {', '.join(unknown[:6])}"
-        expected = f"{', '.join(_MATRICES)}, or in_proj_weight, out_proj.weight, ..."
-        cure = f"Give prefix=, such as {min(prefixes)!r}." if prefixes else ""
-        raise InvalidArgumentError("parameters", got, expected, cure)
-    return own
-
-
-def _check_shapes(parameters: Mapping[str, Floats], heads: int) -> None:
-    """Every matrix fits the others, and every bias its matrix."""
-    dtype = parameters["query_matrix"].dtype
-    for name, array in parameters.items():
-        rows = parameters[name.replace("_bias", "_matrix")].shape[:1]
-        if array.ndim != (1 if name in _BIASES else 2) or array.shape[:1] != rows or not array.size:
-            expected = f"{rows}, as its matrix has rows" if name in _BIASES else "(out, in)"
-            raise InvalidArgumentError(name, f"shape {array.shape}", expected)
-        if array.dtype != dtype:
-            expected = f"{dtype}, as query_matrix has"
-            raise InvalidTypeError(name, str(array.dtype), expected, "Convert one of them.")
-    rows, kv_rows, value_rows = (parameters[name].shape[0] for name in _MATRICES[:3])
-    head_width = max(1, rows // heads)
-    kv_heads = max(1, kv_rows // head_width)
-    mixed = value_rows // kv_heads * heads
-    shared = kv_rows == kv_heads * head_width and heads % kv_heads == 0
-    for name, fits, expected in (
-        ("query_matrix", rows % heads == 0, f"a multiple of {heads} heads as rows"),
-        ("key_matrix", shared, f"rows: {head_width} for each head, a divisor of {heads} heads"),
-        ("value_matrix", value_rows % kv_heads == 0, f"a multiple of {kv_heads} heads as rows"),
-        ("output_matrix", parameters["output_matrix"].shape[1] == mixed, f"{mixed} columns"),
-    ):
-        if not fits:
-            got = f"shape {parameters[name].shape}"
-            raise InvalidArgumentError(name, got, expected, f"Is heads={heads} right?")
