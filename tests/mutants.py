@@ -183,7 +183,7 @@ def first_complaint(program: Path, isa: str) -> str:
             process.kill()
             code = process.wait()
     if said:
-        return said.strip().removeprefix(f"{NATIVE}{os.sep}")
+        return said.strip().rpartition(f"native{os.sep}")[2]
     return "" if code == 0 else f"exit code {code}"
 
 
