@@ -273,21 +273,22 @@ def main() -> int:
     machine = f"{platform.processor() or platform.machine()}, {_native.instruction_set()}"
     print(machine)
     chosen = samples(options.shapes)
-    record: dict[str, Any] = {"machine": machine, "shapes": [asdict(s) for s in chosen]}
+    record: dict[str, Any] = {"machine": machine, "shapes": len(chosen)}
     faults = 0
     for name in options.dtypes.split(","):
-        rows = []
+        rows, broke = [], []
         for sample in chosen:
             rows.append(measure(sample, DTYPES[name]))
             if said := broken(name, rows[-1]):
                 faults += 1
+                broke.append({**asdict(sample), "broken": said})
                 print(f"  {name} {sample}: {', '.join(said)}")
-        record[name] = {"summary": table(name, rows), "rows": rows}
+        record[name] = {**table(name, rows), "broken": broke}
     print(f"\n{faults} of {len(chosen) * len(options.dtypes.split(','))} break a promise")
     if options.save:
         path = Path(__file__).parent / "results" / f"{options.save}.json"
         path.parent.mkdir(exist_ok=True)
-        path.write_text(json.dumps(record, separators=(",", ":")) + "\n", encoding="utf-8")
+        path.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
     return 1 if faults else 0
 
 
