@@ -1,8 +1,5 @@
 // The vector functions of the instruction set that this file is compiled for, over all their
 // numbers.
-#ifndef CHUMOKU_ISA
-#define CHUMOKU_ISA baseline
-#endif
 #include "lanes.h"
 
 #include <limits>
@@ -132,16 +129,7 @@ void compare_rows() {
 }  // namespace
 
 int main() {
-#if defined(__x86_64__)
-#if defined(__AVX512F__)
-  bool here = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq");
-#elif defined(__AVX2__)
-  bool here = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
-#else
-  bool here = true;
-#endif
-  if (!here) return 77;  // skipped, as ctest counts it
-#endif
+  if (int skipped = chumoku::test::lacks_instruction_set()) return skipped;
   double exp_float = worst_exp<float>(1e-9, 88, true),
          exp_double = worst_exp<double>(1e-17, 709, true);
   double tanh_float = worst_tanh<float>(), tanh_double = worst_tanh<double>();

@@ -1,6 +1,7 @@
 """The kinds of arrays: each goes in without a copy and comes out as it came, or is refused."""
 
 import array as buffers
+import random
 import subprocess
 import sys
 import warnings
@@ -12,10 +13,11 @@ import numpy as np
 import pytest
 import torch
 from cases import DTYPES, FLOAT32, LAYOUTS, Case
+from strange import anything, outcome
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from chumoku import Causal, UnavailableError, Watch, attention, recording, weights
-from chumoku.arrays import BOOLEANS, MOST_AXES, any_array, guest_of
+from chumoku.arrays import BOOLEANS, MOST_AXES, any_array, array_of, guest_of, memory_of
 from chumoku.errors import InvalidArgumentError, InvalidTypeError
 from chumoku.kernels import reference
 
@@ -509,3 +511,30 @@ def test_sizes_beyond_counting_are_refused(q, k):
     with pytest.raises(InvalidArgumentError, match=r"query: got sizes .* fewer than 2\*\*60"):
         x = np.broadcast_to(one, k)
         attention(np.broadcast_to(one, q), x, x)
+
+
+def test_arrays_of_any_dtype_share_their_memory():
+    array = np.zeros((2, 3), np.complex128)
+    for other in (array, array[::-1], torch.tensor(array), strict.asarray(array)):
+        view = memory_of("a", other)
+        other[0, 1] = 7
+        assert type(view) is np.ndarray
+        assert view[0, 1] == 7
+        other[0, 1] = 0
+    for other in ([1], 3, None, np.float32(3), "a", np.ndarray):
+        assert memory_of("a", other) is None
+
+
+def test_numbers_of_a_tensor_that_requires_a_gradient():
+    tensor = torch.ones(3, requires_grad=True)
+    with pytest.raises(UnavailableError, match="requires a gradient"):
+        memory_of("a", tensor)
+    assert memory_of("a", tensor, detach=True).sum() == 3
+    assert memory_of("a", torch.ones(3, dtype=torch.bfloat16)).dtype == ml_dtypes.bfloat16
+
+
+def test_what_numpy_makes_an_array_of():
+    rng = random.Random(2)
+    assert array_of("a", [[1, 2], [3, 4]], "numbers").shape == (2, 2)
+    for _ in range(3000):
+        outcome(array_of, "a", anything(rng), "numbers")

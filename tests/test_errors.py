@@ -24,7 +24,6 @@ from chumoku.errors import (
     InvalidArgumentError,
     InvalidTypeError,
     UnavailableError,
-    shown,
 )
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -327,35 +326,6 @@ def test_what_came_is_told_in_one_short_line():
     assert len(long.got) <= LONGEST
     assert long.got.startswith("xxx")
     assert long.got.endswith("end")
-
-
-class Hostile:
-    def __getattribute__(self, name):
-        raise KeyError("mine")
-
-    __repr__ = __str__ = __len__ = __getattribute__
-
-
-@pytest.mark.parametrize(
-    ("value", "words"),
-    [
-        (None, "None"),
-        (True, "True"),
-        (0.1, "0.1"),
-        (2j, "2j"),
-        (-7, "-7"),
-        (10**5000, "a whole number of 16610 bits"),
-        ("top", "'top'"),
-        ("x" * 1000, f"'{'x' * 50}'... of 1000 characters"),
-        (np.ones(10**6), "ndarray"),
-        ([1, 2], "list"),
-        (np.float32(2), "float32"),
-        (Hostile(), "Hostile"),
-    ],
-    ids=range(12),
-)
-def test_shown(value, words):
-    assert shown(value) == words
 
 
 if __name__ == "__main__":

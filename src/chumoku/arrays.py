@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from chumoku.checks import shown
 from chumoku.errors import ChumokuError, InvalidArgumentError, InvalidTypeError, UnavailableError
 
 # NumPy holds 64 axes at most, and masks and kernels add a few of their own.
@@ -26,7 +27,7 @@ _CANNOT = (BufferError, RuntimeError, TypeError, ValueError)
 
 
 class Wanted(NamedTuple):
-    """Which dtypes an argument may have, and how an error says so."""
+    """Which dtypes an argument may have (none named: all), and how an error says so."""
 
     dtypes: tuple[str, ...]
     array: str
@@ -52,6 +53,9 @@ POSITIONS = Wanted(
     expected="a slice, a whole number or a 1-D array of them",
     cure="Positions count from 0; np.flatnonzero(chosen) gives those of a boolean array.",
 )
+
+
+_ANYTHING = Wanted((), "an array", "an array of numbers", "Convert it, as .float() does.")
 
 
 class Guest(ABC):
@@ -147,7 +151,7 @@ class _Torch(Guest):
                 cure="tensor.as_subclass(torch.Tensor) makes one, if it has plain memory.",
             )
         dtype = str(value.dtype).removeprefix("torch.")
-        if dtype not in wanted.dtypes:
+        if wanted.dtypes and dtype not in wanted.dtypes:
             raise _wrong_dtype(name, dtype, wanted)
         if value.ndim > MOST_AXES:
             raise _too_many_axes(name, value.ndim)
@@ -260,6 +264,32 @@ def any_array(name: str, value: Any, wanted: Wanted) -> NDArray[Any]:
     if guest is None:
         raise _stranger(name, value, wanted)
     return guest.array(name, value, wanted)
+
+
+def memory_of(name: str, value: Any, detach: bool = False) -> NDArray[Any] | None:
+    """A NumPy view of an array of any kind and dtype; None of what is no array.
+
+    A tensor that requires a gradient is refused, unless the caller says that numbers alone are
+    wanted.
+    """
+    guest = _guest(value)
+    if guest is None:
+        return None
+    plain = value.detach() if detach and isinstance(guest, _Torch) else value
+    return guest.view(name, plain, _ANYTHING)
+
+
+def array_of(name: str, value: Any, expected: str, detach: bool = False) -> NDArray[Any]:
+    """`memory_of`, and of what is no array whatever NumPy makes: of numbers, of nested lists."""
+    array = memory_of(name, value, detach)
+    if array is not None:
+        return array
+    try:
+        return np.asarray(value)
+    except MemoryError:
+        raise
+    except Exception as error:  # ragged lists, and whatever a foreign __array__ raises
+        raise InvalidTypeError(name, shown(value), expected) from error
 
 
 def _guest(value: Any) -> Guest | None:

@@ -10,10 +10,10 @@ from typing import Any, overload
 import numpy as np
 from numpy.typing import NDArray
 
-from chumoku.arrays import BOOLEANS, POSITIONS, Guest, any_array, guest_of
-from chumoku.checks import number
+from chumoku.arrays import POSITIONS, Guest, any_array, guest_of
+from chumoku.checks import real, shown
 from chumoku.dropout import Dropout
-from chumoku.errors import InvalidArgumentError, InvalidTypeError, UnavailableError, shown
+from chumoku.errors import InvalidArgumentError, InvalidTypeError, UnavailableError
 from chumoku.kernels import KERNELS, Call, Kernel
 from chumoku.mask import Cells, Mask
 from chumoku.record import open_recordings
@@ -279,7 +279,7 @@ def _check(
     *batch, heads, queries, width = q.shape
     whole = (*batch, heads, queries, k.shape[-2])
     if mask is not None and not isinstance(mask, Mask):
-        mask = Cells(any_array("mask", mask, BOOLEANS))
+        mask = Cells(mask)
     _countable_facts(watch, whole)
     return Call(
         query=q,
@@ -287,8 +287,8 @@ def _check(
         value=v,
         mask=mask,
         bias=None if bias is None else _bias(guest, bias, q.dtype, whole),
-        scale=1.0 / sqrt(width) if scale is None else number("scale", scale),
-        softcap=None if softcap is None else number("softcap", softcap, above=0),
+        scale=1.0 / sqrt(width) if scale is None else real("scale", scale),
+        softcap=None if softcap is None else real("softcap", softcap, above=0),
         sinks=None if sinks is None else _sinks(guest, sinks, q.dtype, heads),
         dropout=_instance("dropout", dropout, Dropout, "Dropout(rate, seed)"),
         watch=watch,

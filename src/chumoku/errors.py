@@ -44,20 +44,6 @@ class UnavailableError(ChumokuError, RuntimeError):
     """Legal, but not to be had here: a kernel that refuses, a package that is missing."""
 
 
-def shown(value: object) -> str:
-    """What came, for a message: small plain values in full, all others by their kind.
-
-    No method of the value is called, so that a strange object cannot break the message.
-    """
-    if value is None or type(value) in (bool, float, complex):
-        return repr(value)
-    if type(value) is int:
-        return str(value) if abs(value) < 10**18 else f"a whole number of {value.bit_length()} bits"
-    if type(value) is str:
-        return repr(value) if len(value) <= 60 else f"{value[:50]!r}... of {len(value)} characters"
-    return type(value).__name__
-
-
 def _one_line(text: str) -> str:
     line = " ".join(text.split()) if "\n" in text else text
     if len(line) <= LONGEST:

@@ -13,7 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from chumoku.arrays import FLOATS, Guest, Wanted, guest_of
-from chumoku.errors import InvalidArgumentError, InvalidTypeError, UnavailableError, shown
+from chumoku.checks import shown
+from chumoku.errors import InvalidArgumentError, InvalidTypeError, UnavailableError
 from chumoku.statistics import FACTS, Array, Statistics, check_facts, flatten, unflatten
 
 Pair = tuple[Array, Statistics]

@@ -8,7 +8,8 @@ from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import Any
 
-from chumoku.errors import InvalidArgumentError, InvalidTypeError, UnavailableError, shown
+from chumoku.checks import shown
+from chumoku.errors import InvalidArgumentError, InvalidTypeError, UnavailableError
 from chumoku.mask import Shape
 from chumoku.statistics import Statistics, Watch
 

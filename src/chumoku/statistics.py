@@ -10,7 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from chumoku.archive import read_arrays, write_arrays
-from chumoku.errors import InvalidArgumentError, InvalidTypeError, UnavailableError, shown
+from chumoku.checks import flag, is_whole, shown, whole
+from chumoku.errors import InvalidArgumentError, InvalidTypeError, UnavailableError
 
 Array = Any  # an array of the caller's kind: NumPy in, NumPy out; torch in, torch out
 
@@ -64,18 +65,10 @@ class Watch:
     picture: tuple[int, int] | None = None
 
     def __post_init__(self) -> None:
-        if not _is_whole(self.top):
-            raise InvalidTypeError("top", shown(self.top), "a whole number of keys")
-        if not 0 <= self.top <= MOST_TOP:
-            got = shown(self.top)
-            cure = "weights() gives whole rows." if self.top > 0 else ""
-            raise InvalidArgumentError("top", got, f"0 or more keys, up to {MOST_TOP:,}", cure)
-        object.__setattr__(self, "top", int(self.top))
+        top = whole("top", self.top, 0, MOST_TOP, of="keys", cure="weights() gives whole rows.")
+        object.__setattr__(self, "top", top)
         for name in ("entropy", "saturation", "distance", "received"):
-            asked = getattr(self, name)
-            if not isinstance(asked, (bool, np.bool_)):
-                raise InvalidTypeError(name, shown(asked), "True or False")
-            object.__setattr__(self, name, bool(asked))
+            object.__setattr__(self, name, flag(name, getattr(self, name)))
         if self.groups is not None:
             object.__setattr__(self, "groups", _groups(self.groups))
         if self.picture is not None:
@@ -119,10 +112,6 @@ class Watch:
         )
 
 
-def _is_whole(number: object) -> bool:
-    return isinstance(number, (int, np.integer)) and not isinstance(number, bool)
-
-
 def _groups(given: object) -> NDArray[np.int64]:
     """The group of each key, checked, as an array of its own that cannot be written."""
     expected = "one whole number for each key"
@@ -155,7 +144,7 @@ def _groups(given: object) -> NDArray[np.int64]:
 def _picture(given: object) -> tuple[int, int]:
     """Rows and columns, checked."""
     size = given.tolist() if isinstance(given, np.ndarray) else given
-    if isinstance(size, (tuple, list)) and len(size) == 2 and all(_is_whole(n) for n in size):
+    if isinstance(size, (tuple, list)) and len(size) == 2 and all(is_whole(n) for n in size):
         rows, columns = size
         if 1 <= rows <= MOST_CELLS and 1 <= columns <= MOST_CELLS:
             return int(rows), int(columns)
@@ -262,20 +251,18 @@ class Statistics:
         A call on key[..., first:last, :] counts its keys from 0. `merge` needs the keys' numbers
         in the whole.
         """
-        if not _is_whole(first):
-            raise InvalidTypeError("first", shown(first), "a whole number, the place of key 0")
         facts = self.facts()
+        low, high = 2**63 - 1, 0
         if "top_keys" in facts:
             keys = facts["top_keys"]
             places = as_numpy("top_keys", keys)
             places = places[places >= 0]
-            low, high = int(places.min(initial=2**63 - 1)), int(places.max(initial=0))
-            if not -low <= first < 2**63 - high:
-                expected = f"{-low} or more, and no place of a key beyond 64 bits"
-                raise InvalidArgumentError("first", shown(first), expected)
+            low, high = int(places.min(initial=low)), int(places.max(initial=high))
+        shift = whole("first", first, -low, 2**63 - 1 - high)
+        if "top_keys" in facts:
             # keys >> 63 is -1 for the -1 of no key, and 0 for every other: no kind of array is
             # asked for more than whole numbers.
-            facts["top_keys"] = keys + int(first) * (1 + (keys >> 63))
+            facts["top_keys"] = keys + shift * (1 + (keys >> 63))
         return Statistics(**facts)
 
     def save(self, path: str | PathLike[str]) -> None:

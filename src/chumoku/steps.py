@@ -9,7 +9,8 @@ from math import floor, log10, prod, sqrt
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from chumoku.checks import array_of, real, shown
+from chumoku.arrays import array_of
+from chumoku.checks import real, shown
 from chumoku.errors import InvalidArgumentError, InvalidTypeError
 from chumoku.kernels import Call
 from chumoku.kernels.reference import each_head, hide, scale_scores, score, softmax, visible_keys

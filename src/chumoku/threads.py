@@ -11,10 +11,9 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from chumoku import _native
-from chumoku.errors import InvalidArgumentError, InvalidTypeError, UnavailableError
+from chumoku.checks import whole
+from chumoku.errors import UnavailableError
 
 MOST = 256
 OWN = "CHUMOKU_NUM_THREADS"
@@ -40,15 +39,7 @@ def set_threads(count: int | None) -> None:
     if count is None:
         _native.set_threads(0)
         return
-    cure = "None chooses automatically."
-    if isinstance(count, bool) or not isinstance(count, (int, np.integer)):
-        kind = f"a value of type {type(count).__name__}"
-        raise InvalidTypeError("count", kind, f"a whole number from 1 to {MOST}", cure)
-    if not 1 <= count <= MOST:
-        # Python refuses to write out integers of thousands of digits.
-        got = str(count) if abs(count) < 10**60 else "a number of more than 60 digits"
-        raise InvalidArgumentError("count", got, f"a whole number from 1 to {MOST}", cure)
-    _native.set_threads(int(count))
+    _native.set_threads(whole("count", count, 1, MOST, cure="None chooses automatically."))
 
 
 def get_threads() -> int:

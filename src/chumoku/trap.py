@@ -15,8 +15,9 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from chumoku.arrays import array_of
 from chumoku.attention import attention, weights
-from chumoku.checks import array_of, has, list_of, real, shown, whole
+from chumoku.checks import has, list_of, real, shown, whole
 from chumoku.errors import InvalidArgumentError, InvalidTypeError
 from chumoku.statistics import Watch
 

@@ -9,7 +9,8 @@ from typing import ClassVar
 
 import numpy as np
 
-from chumoku.checks import memory_of, shown
+from chumoku.arrays import BOOLEANS, any_array
+from chumoku.checks import shown
 from chumoku.errors import InvalidArgumentError, InvalidTypeError
 from chumoku.mask.lowered import Band, Boolean, Joined, Lowered
 from chumoku.mask.shape import Bools, Ints, Shape, broadcast
@@ -107,15 +108,7 @@ class Cells(Mask):
     array: Bools
 
     def __post_init__(self) -> None:
-        array = memory_of("mask", self.array)
-        if array is None or array.dtype != np.bool_:
-            raise InvalidTypeError(
-                "mask",
-                got=type(self.array).__name__ if array is None else f"an array of {array.dtype}",
-                expected="a mask value or a boolean array in which True means may look",
-                cure="Numbers that are added to the scores are given as bias=.",
-            )
-        object.__setattr__(self, "array", array)
+        object.__setattr__(self, "array", any_array("mask", self.array, BOOLEANS))
 
     def _view(self, shape: Shape) -> Bools:
         whole = (*shape.batch, shape.heads, shape.queries, shape.keys)

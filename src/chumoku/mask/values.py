@@ -10,7 +10,8 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import ArrayLike
 
-from chumoku.checks import array_of, shown, whole
+from chumoku.arrays import array_of
+from chumoku.checks import shown, whole
 from chumoku.errors import InvalidArgumentError, InvalidTypeError
 from chumoku.mask.base import All, Any_, Mask
 from chumoku.mask.lowered import Asked, Lowered, Runs, band, documents, flat

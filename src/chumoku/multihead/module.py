@@ -11,8 +11,9 @@ from typing import Any, Self, overload
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
+from chumoku.arrays import array_of
 from chumoku.attention import attention, weights
-from chumoku.checks import array_of, flag, list_of, shown, whole
+from chumoku.checks import flag, list_of, shown, whole
 from chumoku.errors import InvalidArgumentError, InvalidTypeError
 from chumoku.mask import Mask
 from chumoku.multihead.cache import Cache

@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from chumoku.checks import array_of, shown, whole
+from chumoku.arrays import array_of
+from chumoku.checks import shown, whole
 from chumoku.errors import InvalidArgumentError, InvalidTypeError, UnavailableError
 
 Floats = NDArray[Any]
