@@ -85,10 +85,20 @@ struct Here {
 };
 thread_local Here here;
 
+// When this thread was last inside a call, and when it would have asked next: a caller that comes
+// back at once, with its next wave of work, has not started a new wait.
+thread_local Clock::time_point last_left{}, next_due{};
+
 class Within {
  public:
-  Within(Job& job, const Idle& idle) { here = {&job, &idle, Clock::now() + kPoll}; }
-  ~Within() { here = outer_; }
+  Within(Job& job, const Idle& idle) {
+    Clock::time_point now = Clock::now();
+    here = {&job, &idle, now - last_left < kPoll ? next_due : now + kPoll};
+  }
+  ~Within() {
+    next_due = here.due, last_left = Clock::now();
+    here = outer_;
+  }
 
  private:
   Here outer_ = here;
