@@ -215,80 +215,108 @@ struct Case {
     return all;
   }
 
+  // What one row should come to.
+  struct Row {
+    std::vector<double> logits, weights;
+    double lse = -INFINITY, most = -INFINITY, entropy = 0, squares = 0, way = 0, flow = 0;
+    double sink_share = 0, lead = 0, mass[kGroups] = {};
+    int64_t best = -1;
+  };
+
+  Row row(int64_t n) const {
+    Row r;
+    r.logits = r.weights = scores(n);
+    r.most = *std::max_element(r.logits.begin(), r.logits.end());
+    double sink = options.sinks ? sinks[size_t(n / s.rows % s.heads)] : -INFINITY;
+    double shift = std::max(r.most, sink);
+    bool none = shift == -INFINITY;
+    double sum = none ? 0 : std::exp(sink - shift);
+    for (double& x : r.weights) x = none ? 0 : std::exp(x - shift), sum += x;
+    if (!none) r.sink_share = std::exp(sink - shift) / sum, r.lse = shift + std::log(sum);
+    for (int64_t j = 0; j < s.keys; ++j) {
+      double x = r.weights[size_t(j)] = none ? 0 : r.weights[size_t(j)] / sum;
+      double logit = r.logits[size_t(j)];
+      if (x > 0) r.entropy -= x * std::log(x);
+      r.squares += x * x;
+      r.way += x * std::fabs(double(n % s.rows + s.keys - s.rows - j));
+      r.mass[groups[size_t(j)]] += x;
+      if (logit != -INFINITY && (r.best < 0 || logit > r.logits[size_t(r.best)]))
+        r.lead = x, r.best = j;
+    }
+    double rest = 0, rest_squares = 0;
+    for (int64_t j = 0; j < s.keys; ++j)
+      if (double x = r.weights[size_t(j)]; j != r.best) rest += x, rest_squares += x * x;
+    double away = rest + r.sink_share;
+    if (r.lead + rest != 0) r.flow = away - away * away + rest - rest_squares;
+    return r;
+  }
+
+  // One number of the output of row n.
+  double mixed(int64_t n, const std::vector<double>& w, int64_t column) const {
+    int64_t b = n / (s.heads * s.rows), h = n / s.rows % s.heads, i = n % s.rows;
+    int64_t kv = b * s.kv_heads + h / (s.heads / s.kv_heads);
+    double sum = 0;
+    for (int64_t j = 0; j < s.keys; ++j) {
+      bool drop = options.dropout && random_word(p.seed, b, h, i, j) < p.threshold;
+      sum += (drop ? 0 : w[size_t(j)] * p.kept_factor) *
+             v.worth[size_t((kv * s.keys + j) * s.value_width + column)];
+    }
+    return sum;
+  }
+
+  // The largest error, against 1 + the size of what should come; no NaN passes.
+  struct Worst {
+    double worst = 0;
+    void operator()(double got, double x) {
+      worst = std::fmax(worst, got == x ? 0 : std::fabs(got - x) / (1 + std::fabs(x)));
+      CHECK(got == got);
+    }
+  };
+
   void compare(double tolerance, double of_output) const {
-    double worst = 0, worst_fact = 0, worst_total = 0;
-    bool tops = true;
+    Worst output, fact, total;
+    for (int64_t n = 0; n < count(); ++n) {
+      Row r = row(n);
+      for (int64_t c = 0; c < s.value_width; ++c)
+        output(read_output(p.dtype, out.data() + (n * s.value_width + c) * p.item()),
+               mixed(n, r.weights, c));
+      auto at = size_t(n);
+      fact(lse[at], r.lse), fact(max_logit[at], r.most);
+      fact(entropy[at], r.entropy), fact(saturation[at], r.squares), fact(distance[at], r.way);
+      fact(flow[at], r.flow), fact(sink_weight[at], r.sink_share);
+      for (int64_t g = 0; g < kGroups; ++g) fact(masses[size_t(n * kGroups + g)], r.mass[g]);
+      // Which one is named may differ where two are equal to rounding.
+      int64_t named = top_keys[size_t(n * kTop)];
+      CHECK((named < 0) == (r.best < 0));
+      CHECK(named < 0 || r.weights[size_t(named)] >= r.lead * (1 - tolerance));
+      fact(weights[size_t(n * kTop)], r.lead);
+    }
+    compare_totals(total);
+    CHECK(output.worst < of_output);
+    CHECK(fact.worst < tolerance);
+    CHECK(total.worst < tolerance);
+  }
+
+  // Sums over the rows.
+  void compare_totals(Worst& off) const {
     std::vector<double> want_received(received.size()), sums(cell_sum.size()), mosts(sums.size());
     std::vector<int64_t> want_seers(seers.size());
     for (int64_t n = 0; n < count(); ++n) {
-      int64_t b = n / (s.heads * s.rows), h = n / s.rows % s.heads, i = n % s.rows;
-      int64_t kv = b * s.kv_heads + h / (s.heads / s.kv_heads);
-      std::vector<double> logits = scores(n), w = logits;
-      double most = *std::max_element(w.begin(), w.end());
-      double sink = options.sinks ? sinks[size_t(h)] : -INFINITY, shift = std::max(most, sink);
-      bool none = shift == -INFINITY;
-      double sum = none ? 0 : std::exp(sink - shift);
-      for (double& x : w) x = none ? 0 : std::exp(x - shift), sum += x;
-      double sink_share = none ? 0 : std::exp(sink - shift) / sum;
-      double entropy_now = 0, squares = 0, lead = 0, rest = 0, rest_squares = 0, way = 0;
-      double mass[kGroups] = {};
-      int64_t best = -1, head = n / s.rows;
+      int64_t i = n % s.rows, head = n / s.rows;
+      Row r = row(n);
       for (int64_t j = 0; j < s.keys; ++j) {
-        double x = w[size_t(j)] = none ? 0 : w[size_t(j)] / sum;
-        bool sees = logits[size_t(j)] != -INFINITY;
-        if (x > 0) entropy_now -= x * std::log(x);
-        squares += x * x;
-        way += x * std::fabs(double(i + s.keys - s.rows - j));
-        mass[groups[size_t(j)]] += x;
-        if (sees && (best < 0 || logits[size_t(j)] > logits[size_t(best)])) lead = x, best = j;
+        double x = r.weights[size_t(j)];
         want_received[size_t(head * s.keys + j)] += x;
-        want_seers[size_t(head * s.keys + j)] += sees;
-        int64_t row = ((i + 1) * p.totals.cell_rows - 1) / s.rows;
+        want_seers[size_t(head * s.keys + j)] += r.logits[size_t(j)] != -INFINITY;
+        int64_t line = ((i + 1) * p.totals.cell_rows - 1) / s.rows;
         int64_t column = ((j + 1) * p.totals.cell_columns - 1) / s.keys;
-        auto cell = size_t((head * p.totals.cell_rows + row) * p.totals.cell_columns + column);
+        auto cell = size_t((head * p.totals.cell_rows + line) * p.totals.cell_columns + column);
         sums[cell] += x, mosts[cell] = std::max(mosts[cell], x);
       }
-      for (int64_t j = 0; j < s.keys; ++j)
-        if (j != best) rest += w[size_t(j)], rest_squares += w[size_t(j)] * w[size_t(j)];
-      double away = rest + sink_share, total = lead + rest;
-      for (int64_t c = 0; c < s.value_width; ++c) {
-        double mixed = 0;
-        for (int64_t j = 0; j < s.keys; ++j) {
-          bool drop = options.dropout && random_word(p.seed, b, h, i, j) < p.threshold;
-          mixed += (drop ? 0 : w[size_t(j)] * p.kept_factor) *
-                   v.worth[size_t((kv * s.keys + j) * s.value_width + c)];
-        }
-        double got = read_output(p.dtype, out.data() + (n * s.value_width + c) * p.item());
-        worst = std::fmax(worst, std::fabs(mixed - got) / (1 + std::fabs(mixed)));
-        CHECK(got == got);
-      }
-      auto off = [&](double got, double x) {
-        worst_fact = std::fmax(worst_fact, got == x ? 0 : std::fabs(got - x) / (1 + std::fabs(x)));
-        CHECK(got == got);
-      };
-      auto at = size_t(n);
-      off(lse[at], none ? -INFINITY : shift + std::log(sum)), off(max_logit[at], most);
-      off(entropy[at], entropy_now), off(saturation[at], squares), off(distance[at], way);
-      off(flow[at], total == 0 ? 0 : away - away * away + rest - rest_squares);
-      off(sink_weight[at], sink_share);
-      for (int64_t g = 0; g < kGroups; ++g) off(masses[size_t(n * kGroups + g)], mass[g]);
-      // Which one is named may differ where two are equal to rounding.
-      int64_t named = top_keys[size_t(n * kTop)];
-      tops = tops && (named < 0) == (best < 0);
-      tops = tops && (named < 0 || w[size_t(named)] >= lead * (1 - tolerance));
-      off(weights[size_t(n * kTop)], lead);
     }
-    auto off = [&](double got, double x) {
-      worst_total = std::fmax(worst_total, std::fabs(got - x) / (1 + std::fabs(x)));
-      CHECK(got == got);
-    };
     for (size_t j = 0; j < received.size(); ++j) off(received[j], want_received[j]);
     for (size_t c = 0; c < sums.size(); ++c) off(cell_sum[c], sums[c]), off(cell_most[c], mosts[c]);
     CHECK(seers == want_seers);
-    CHECK(worst < of_output);
-    CHECK(worst_fact < tolerance);
-    CHECK(worst_total < tolerance);
-    CHECK(tops);
   }
 };
 

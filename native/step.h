@@ -167,9 +167,9 @@ struct Sums {
   }
 };
 
-// A dot product over a long width is summed span by span: one chain over 1024 products would lose
-// three times as much to rounding.
-constexpr int64_t kSpan = 128;
+// A dot product is summed span by span: one chain over 64 products loses twice as much to rounding,
+// one over 1024 four times.
+constexpr int64_t kSpan = 16;
 
 template <class T, int NV>
 inline void add_products(const T* q, const T* const (&row)[kAtOnce<NV>], int64_t begin, int64_t end,

@@ -104,7 +104,7 @@ def test_nothing_to_drop():
         (10**400, 0, InvalidArgumentError, "rate: got inf"),
         (False, 0, InvalidTypeError, "rate: got False"),
         (None, 0, InvalidTypeError, "rate: got None"),
-        (0.1, 10**400, InvalidArgumentError, r"seed: got 10+\.\.\.0+,"),
+        (0.1, 10**400, InvalidArgumentError, "seed: got a whole number of 1329 bits,"),
         ("0.1", 0, InvalidTypeError, "rate: got '0.1', expected a finite number"),
         (0.1, -1, InvalidArgumentError, "seed: got -1, expected a whole number from 0 to"),
         (0.1, 2**64, InvalidArgumentError, "seed: got 18446744073709551616"),

@@ -47,7 +47,7 @@ def test_ids_and_lengths_may_be_arrays_of_any_kind():
 def test_boolean_arrays_of_any_kind_share_their_memory():
     array = np.eye(4, 6, dtype=bool)
     shape = Shape((), 1, 4, 6)
-    for other in (torch.tensor(array), array_api_strict.asarray(array), array.view(np.matrix)):
+    for other in (torch.tensor(array), array_api_strict.asarray(array), array[::-1][::-1]):
         mask = as_mask(other)
         assert np.array_equal(whole(mask, shape)[0], array)
         other[0, 1] = True
@@ -58,9 +58,9 @@ def test_boolean_arrays_of_any_kind_share_their_memory():
 @pytest.mark.parametrize(
     ("array", "words"),
     [
-        (torch.ones(4, 6, dtype=torch.bfloat16), "mask: got a tensor of torch.bfloat16"),
-        (torch.ones(4, 6, requires_grad=True), "mask: got a tensor that requires a gradient"),
-        (torch.ones(4, 6, dtype=torch.bool, device="meta"), "mask: .*on meta.*a dense tensor on"),
+        (torch.ones(4, 6, dtype=torch.bfloat16), "mask: got an array of bfloat16"),
+        (torch.ones(4, 6, requires_grad=True), "mask: got an array of float32"),
+        (torch.ones(4, 6, dtype=torch.bool, device="meta"), "mask: got a tensor on meta"),
         (torch.ones(4, 6, dtype=torch.bool).to_sparse(), "mask: got a torch.sparse_coo tensor"),
         (np.ma.MaskedArray(np.ones((4, 6), bool)), "mask: got a masked array"),
         (array_api_strict.ones((4, 6)), "mask: got an array of float64"),
@@ -121,12 +121,12 @@ def test_masks_are_equal_to_themselves_alone():
         (lambda: Prefix(np.array([1, 2], object)), "n: got an array of object"),
         (lambda: Prefix([[1j]]), "n: got complex128 values"),
         (lambda: Prefix(torch.tensor([1.0])), "n: got float32 values"),
-        (lambda: Prefix(torch.tensor([1], device="meta")), "n: got a torch.strided tensor on meta"),
+        (lambda: Prefix(torch.tensor([1], device="meta")), "n: got a tensor on meta"),
         (lambda: Lengths(None), "keys: got None"),
         (lambda: Lengths([3, -1]), "keys: got numbers from -1 to 3, expected numbers from 0"),
         (lambda: Lengths([3, 1], [1, 1, 1]), r"queries: got axes \(3,\), expected axes that fit"),
         (lambda: Causal([True]), "offset: got bool values"),
-        (lambda: Window(10**5000, -(10**5000)), "right: got an unprintable int"),
+        (lambda: Window(10**5000, -(10**5000)), "right: got a whole number of 16610 bits"),
         (lambda: Chunks(np.timedelta64(3)), "size: got np.timedelta64"),
         (lambda: Prefix(2.5), "n: got float64 values"),
         (lambda: Chunks(0), "size: got 0, expected a whole number of keys from 1"),

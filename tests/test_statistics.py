@@ -118,7 +118,7 @@ def test_watching_nothing_gives_lse_and_max_logit():
 @pytest.mark.parametrize(
     ("options", "error", "words"),
     [
-        ({"top": -1}, InvalidArgumentError, "top: got -1, expected 0 or more keys"),
+        ({"top": -1}, InvalidArgumentError, "top: got -1, expected a whole number of keys from 0"),
         ({"top": 1.0}, InvalidTypeError, "top: got 1.0"),
         ({"top": True}, InvalidTypeError, "top: got True"),
         ({"entropy": 1}, InvalidTypeError, "entropy: got 1, expected True or False"),

@@ -16,8 +16,11 @@ from chumoku.errors import InvalidArgumentError, InvalidTypeError
 class _Short(Repr):
     """Plain values in short; all others by their kind, whatever their own repr does."""
 
-    maxstring = maxother = 80
     plain = (bool, float, complex, bytes, range, slice, np.generic, Path, type(None))
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.maxstring = self.maxother = 80
 
     def repr_int(self, x: int, level: int) -> str:
         if x.bit_length() > 128:
@@ -25,7 +28,9 @@ class _Short(Repr):
         return super().repr_int(x, level)
 
     def repr_instance(self, x: Any, level: int) -> str:
-        return super().repr_instance(x, level) if isinstance(x, self.plain) else type(x).__name__
+        return (
+            super().repr_instance(x, level) if issubclass(type(x), self.plain) else type(x).__name__
+        )
 
 
 _SHORT = _Short()
@@ -33,8 +38,8 @@ _SHORT = _Short()
 
 def shown(value: object) -> str:
     """A value in one short line: plain ones themselves, others by their kind."""
-    if isinstance(value, np.ndarray):
-        return f"an array of {value.dtype}, shape {value.shape}"
+    if issubclass(type(value), np.ndarray):  # isinstance asks the value itself
+        return f"an array of {value.dtype}, shape {value.shape}"  # type: ignore[attr-defined]
     try:
         return " ".join(_SHORT.repr(value).split())
     except Exception:  # a list of one's own may do anything

@@ -178,7 +178,8 @@ class Statistics:
     Attributes
     ----------
     lse, max_logit : (..., heads, queries)
-        ln sum_j exp(s_j) and max_j s_j over the visible keys; -inf where a row sees none.
+        ln sum_j exp(s_j) and max_j s_j over the visible keys; -inf where a row sees none. A row
+        with NaN or inf among its logits has NaN everywhere; its max_logit is inf if it has one.
     entropy : (..., heads, queries), nats
     saturation, flow : (..., heads, queries)
         sum_j p_j^2, and sum_j p_j (1 - p_j).

@@ -108,6 +108,8 @@ def softmax(logits: Reals, visible: Bools, sinks: Reals | None) -> Softmax:
     """
     none = logits.dtype.type(-np.inf)
     max_logit = logits.max(axis=-1, initial=none)
+    # inf goes before NaN: both make every weight NaN, and inf tells more.
+    max_logit = np.where((logits == np.inf).any(axis=-1), np.inf, max_logit)
     sink = np.broadcast_to(none if sinks is None else sinks[:, None], max_logit.shape)
     # The largest number is taken off first, so that exp cannot overflow.
     largest = np.maximum(max_logit, sink)
@@ -233,7 +235,9 @@ def _flow(p: Reals, sink_weight: Reals) -> Reals:
     # NaN weights: argmax finds the first of them, which must not be lost.
     r = np.where(np.isnan(p).any(axis=-1), np.nan, others.sum(axis=-1)).astype(p.dtype)
     q = (others * others).sum(axis=-1)
-    return np.asarray(p.max(axis=-1) * (r + sink_weight) + r - q)
+    largest = p.max(axis=-1)
+    # A row that sees no key has none, whatever its sink is.
+    return np.asarray(np.where(largest == 0, 0, largest * (r + sink_weight)) + r - q)
 
 
 def _top(logits: Reals, p: Reals, k: int) -> tuple[Ints, Reals]:

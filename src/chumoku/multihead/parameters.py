@@ -49,7 +49,7 @@ def _parameter(name: str, value: Any) -> Floats:
     """A parameter as an array that shares its memory."""
     array = array_of(name, value, "numbers in main memory", detach=True)
     if array.dtype not in (np.float32, np.float64):
-        cure = "Convert it first, with .astype(np.float32)."
+        cure = "Convert it first, with .astype(np.float32) or .float()."
         raise InvalidTypeError(name, str(array.dtype), "float32 or float64", cure)
     return array
 
