@@ -1,6 +1,6 @@
 // What each instruction set's build of tile.cc offers to attention.cc.
-// Functions here are static or defined elsewhere: a shared one compiled for AVX-512 might be the one
-// that the linker keeps for all.
+// Functions here are static or defined elsewhere: a shared one compiled for AVX-512 might be the
+// one that the linker keeps for all.
 #pragma once
 
 #include <cstddef>
