@@ -33,6 +33,9 @@ PROCESSORS = {"Nehalem": "baseline", "Haswell": "avx2"}
 # Not for emulators, which break down when a forked child starts threads.
 FORKS = "pool_test"
 
+# Compiled once for each instruction set.
+PER_ISA = "lanes_test"
+
 # The matrix of edge cases. What measures memory would measure the sanitizer's.
 EDGES = [f"tests/test_{name}.py" for name in ("edges", "kernels", "native", "attention")]
 UNFIT = "not memory"
@@ -67,10 +70,10 @@ def make(name: str, *settings: str, targets: tuple[str, ...] = ()) -> Path:
     return build
 
 
-def native_tests() -> list[str]:
-    """Names of the native test programs that an emulator can run."""
+def native_tests(isa: str) -> list[str]:
+    """Names of the native test programs that an emulator of this instruction set can run."""
     names = sorted(path.stem for path in (run.ROOT / "native").glob("*_test.cc"))
-    return [name for name in names if name != FORKS]
+    return [f"{name}_{isa}" if name == PER_ISA else name for name in names if name != FORKS]
 
 
 def neon() -> None:
@@ -92,7 +95,7 @@ def x86() -> None:
     build = make("tests", "-DCHUMOKU_BUILD_TESTS=ON")
     for processor, chosen in PROCESSORS.items():
         qemu = ["env", "-u", "CHUMOKU_ISA", "qemu-x86_64", "-cpu", processor]
-        for test in native_tests():
+        for test in native_tests(chosen):
             text = do(f"{processor} {test}", *qemu, build / test)
             if test == "isa_test" and f"{chosen}: " not in text:
                 print(text)
