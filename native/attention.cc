@@ -3,7 +3,9 @@
 
 #include <algorithm>
 #include <atomic>
+#include <cstdlib>
 #include <memory>
+#include <new>
 
 #include "pool.h"
 #include "tile.h"
@@ -236,6 +238,19 @@ bool forward(const Problem& p, const Table& table, int threads, const Interrupte
 }
 
 }  // namespace
+
+Scratch::~Scratch() { std::free(memory_); }
+
+char* Scratch::get(size_t bytes) {
+  if (bytes > size_) {
+    std::free(memory_);
+    size_ = 0;
+    memory_ = static_cast<char*>(std::aligned_alloc(64, (bytes + 63) / 64 * 64));
+    if (!memory_) throw std::bad_alloc();
+    size_ = bytes;
+  }
+  return memory_;
+}
 
 Range seen_by(const Problem& problem, const Panel& panel) {
   if (!problem.mask) return {0, problem.keys};

@@ -27,11 +27,11 @@ Range solid(const Mask& mask, const Place& place);
 // Bit j says whether the row sees key first + j, for j < count <= 64.
 uint64_t word(const Mask& mask, const Place& place, int64_t first, int64_t count);
 
-inline uint64_t low_bits(int64_t n) {
+static inline uint64_t low_bits(int64_t n) {
   return n >= 64 ? ~uint64_t{0} : n <= 0 ? 0 : (uint64_t{1} << n) - 1;
 }
 
-inline uint64_t range_word(const Range& range, int64_t first) {
+static inline uint64_t range_word(const Range& range, int64_t first) {
   return low_bits(range.stop - first) & ~low_bits(range.start - first);
 }
 

@@ -8,6 +8,7 @@
 
 #include <algorithm>
 #include <atomic>
+#include <cfenv>
 #include <chrono>
 #include <condition_variable>
 #include <cstring>
@@ -133,7 +134,23 @@ bool ask() {
   return here.job->stop.load(std::memory_order_relaxed);
 }
 
+// Arithmetic as IEEE 754 has it while this lives: rounding to nearest, subnormals kept. The host
+// may have set the thread, or the one that it was started by, to something else, and then the bits
+// of a result would tell which thread had worked.
+class PlainArithmetic {
+ public:
+  PlainArithmetic() {
+    std::fegetenv(&before_);
+    std::fesetenv(FE_DFL_ENV);
+  }
+  ~PlainArithmetic() { std::fesetenv(&before_); }
+
+ private:
+  std::fenv_t before_;
+};
+
 void work(Job& job, int worker) {
+  PlainArithmetic plain;
   while (!ask()) {
     int64_t item = job.next.fetch_add(1, std::memory_order_relaxed);
     if (item >= job.items) break;

@@ -5,8 +5,6 @@
 
 #include <cstddef>
 #include <cstdint>
-#include <cstdlib>
-#include <new>
 
 #include "attention.h"
 #include "mask.h"
@@ -19,18 +17,9 @@ class Scratch {
   Scratch() = default;
   Scratch(const Scratch&) = delete;
   Scratch& operator=(const Scratch&) = delete;
-  ~Scratch() { std::free(memory_); }
+  ~Scratch();
 
-  char* get(size_t bytes) {
-    if (bytes > size_) {
-      std::free(memory_);
-      size_ = 0;
-      memory_ = static_cast<char*>(std::aligned_alloc(64, (bytes + 63) / 64 * 64));
-      if (!memory_) throw std::bad_alloc();
-      size_ = bytes;
-    }
-    return memory_;
-  }
+  char* get(size_t bytes);
 
  private:
   char* memory_ = nullptr;
