@@ -16,6 +16,7 @@ from cases import (
     assert_close,
     call,
     everything,
+    exact,
     one_head,
     poisoned_memory,
     run,
@@ -392,6 +393,101 @@ def test_a_visible_infinity_is_a_nan(kernel):
     assert np.isnan(output[:, :, 4]).all()
     assert (seen.max_logit[:, :, 4] == np.inf).all()
     assert np.isfinite(np.delete(output, 4, axis=2)).all()
+
+
+@pytest.mark.parametrize("sink", [30.0, 90.0, 1e4, 1e30])
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_a_sink_that_dwarfs_the_keys(kernel, dtype, sink):
+    """Neither the sum nor flow and entropy are rounded away beside it."""
+    with np.errstate(over="ignore"):
+        sinks = np.array([sink, 0.0, -sink, -np.inf]).astype(dtype)
+    made = call(*SMALL.arrays(dtype), mask=Causal(), sinks=sinks, watch=EVERYTHING)
+    if np.isfinite(sinks[0]):
+        assert_close(kernel, made)
+    q, k, v = (np.ones((1, 1, n, 4), dtype) for n in (1, 9, 9))
+    one = call(q, k, v, sinks=sinks[1:2] + 30, watch=Watch(entropy=True, saturation=True))
+    _, seen = run(kernel, one)
+    _, facts = exact(one)
+    for name in ("flow", "entropy", "saturation"):
+        assert getattr(seen, name) == pytest.approx(facts[name], rel=1e-5, abs=0), name
+
+
+def test_lists_longer_than_the_keys(kernel):
+    q, k, v = (np.eye(n, 8, dtype=np.float32)[None] for n in (2, 6, 6))
+    _, seen = run(kernel, call(q, k, v, mask=Lengths(4), watch=Watch(top=2**16)))
+    assert seen.top_keys.shape == (1, 2, 2**16)
+    assert (np.sort(seen.top_keys[..., :4], axis=-1) == np.arange(4)).all()
+    assert (seen.top_keys[..., 4:] == -1).all()
+    assert (seen.top_weights[..., 4:] == 0).all()
+
+
+@pytest.mark.parametrize("groups", [1024, 1025, 3000])
+def test_any_number_of_groups(kernel, groups):
+    q, k, v = one_head(9, 1500, 8, 4).arrays(FLOAT32)
+    numbers = np.random.default_rng(0).integers(0, groups, 1500)
+    numbers[7] = groups - 1
+    made = call(q, k, v, mask=Causal(), watch=Watch(groups=numbers, received=True))
+    assert_close(kernel, made)
+
+
+@pytest.mark.parametrize("option", ["bias", "mask"])
+def test_nan_rows_do_not_fill_what_is_hidden(kernel, option):
+    """A key hidden by a mask has the weight 0 in every row; one with a bias of -inf is visible."""
+    q, k, v = SMALL.arrays()
+    q[:, :, 5] = np.nan
+    cells = np.random.default_rng(1).random((33, 70)) < 0.5
+    bias = np.where(cells, 0, -np.inf).astype(np.float32)
+    given = {"bias": bias} if option == "bias" else {"mask": cells}
+    made = call(q, k, v, watch=Watch(received=True, picture=(33, 70), top=3), **given)
+    assert_close(kernel, made)
+    block = kernel.weights(made, np.arange(33), np.arange(70), None)
+    wanted = reference.weights(made, np.arange(33), np.arange(70), None)
+    assert np.array_equal(np.isnan(block), np.isnan(wanted))
+
+
+def test_rows_that_see_nothing_are_a_plain_zero(kernel):
+    """The same bits everywhere, never -0."""
+    q, k, v = SMALL.arrays()
+    v = -abs(v)
+    for mask in (Lengths(0), Window(0, 0, 200), Lengths([0, 0], side="left")):
+        output, seen = run(kernel, call(q, k, v, mask=mask, watch=EVERYTHING))
+        assert not np.signbit(output).any()
+        assert not np.signbit(seen.received).any()
+
+
+@pytest.mark.parametrize("scale", [1e25, -1e25, 1e31, 1e-25, 1e-35])
+@pytest.mark.parametrize("dtype", [FLOAT32, FLOAT64], ids=str)
+def test_scales_far_from_one(kernel, dtype, scale):
+    q, k, v = SMALL.arrays(dtype)
+    made = call(q * dtype.type(1 / abs(scale)), k, v, scale=scale, mask=Causal(), watch=EVERYTHING)
+    assert_close(kernel, made)
+
+
+def test_a_function_that_writes_into_its_arguments(kernel):
+    def spoil(b, h, i, j):
+        answer = (i + j + h) % 3 != 0
+        for array in (b, h, i, j):
+            array[...] = 0
+        return answer
+
+    arrays = SMALL.arrays()
+    clean = Custom(lambda b, h, i, j: (i + j + h) % 3 != 0)
+    wanted, _ = run(kernel, call(*arrays, mask=clean))
+    for _ in range(2):
+        output, _ = run(kernel, call(*arrays, mask=Custom(spoil)))
+        assert np.array_equal(output, wanted)
+
+
+@pytest.mark.parametrize("order", [1, -1])
+def test_infinity_goes_before_nan_in_the_largest_logit(kernel, order):
+    q, k, v = SMALL.arrays()
+    bias = np.zeros((33, 70), np.float32)
+    bias[4, [7, 50][::order]] = np.inf, np.nan
+    bias[5, 9] = np.nan
+    output, seen = run(kernel, call(q, k, v, bias=bias, watch=EVERYTHING))
+    assert np.isnan(output[:, :, 4:6]).all()
+    assert (seen.max_logit[:, :, 4] == np.inf).all()
+    assert np.isnan(seen.max_logit[:, :, 5]).all()
 
 
 @st.composite

@@ -326,3 +326,27 @@ def test_dropped_weights_are_the_same_in_any_slice_of_queries():
     weights /= weights.sum(-1, keepdims=True)
     wanted = (kept / 0.7 * weights) @ np.repeat(value, 2, axis=1)
     assert np.abs(native(query, key, value, dropout=dropout) - wanted).max() < 1e-4
+
+
+def test_rows_of_nan_have_the_same_bits():
+    query, key, value = arrays()
+    query[:, :, 5] = -np.inf
+    output = native(query, key, value)
+    assert set(output[:, :, 5].ravel().view(np.uint32)) == {0x7FC00000}
+
+
+@pytest.mark.parametrize("flush", ["True", "False"])
+def test_subnormal_numbers_survive_whatever_the_hosts_thread_does(flush):
+    """PyTorch can set the calling thread to flush them; helpers are started by that thread."""
+    code = f"""
+import numpy as np, torch, chumoku
+torch.set_flush_denormal({flush})
+chumoku.set_threads(3)
+query = np.full((2, 70, 8), 1e-22, np.float32)
+key, value = np.full((2, 50, 8), 1e-21, np.float32), np.full((2, 50, 3), 1e-40, np.float32)
+output, seen = chumoku.attention(query, key, value, scale=1.0, watch=chumoku.Watch())
+flushed = bool(torch.tensor(1e-40) * 1.0 == 0)
+torch.set_flush_denormal(False)  # NumPy too compares as the thread is set
+print((output == value[0, 0, 0]).all(), (seen.max_logit > 0).all(), flushed)
+"""
+    assert run_python(code).stdout.split() == ["True", "True", flush]
