@@ -2,8 +2,8 @@
 
 Each example starts as a valid call; some of its arguments are then replaced by strange ones. Only
 the library's three errors and MemoryError may come out, or the very error of a hostile object.
-A call that stays valid is compared with the definition. 200 examples; CHUMOKU_FUZZ=10000 runs as
-many as it says. `python tests/test_fuzz.py 27 28` runs example 27 again.
+A call that stays valid is compared with the definition. 200 examples; CHUMOKU_EXAMPLES=10000 runs
+as many as it says. `python tests/test_fuzz.py 27 28` runs example 27 again.
 """
 
 import json
@@ -28,7 +28,7 @@ import chumoku
 from chumoku import ChumokuError, Watch
 from chumoku.kernels import reference
 
-EXAMPLES = int(os.environ.get("CHUMOKU_FUZZ", "200"))
+EXAMPLES = int(os.environ.get("CHUMOKU_EXAMPLES", "200"))
 
 # Bytes of address space that the examples may take.
 MEMORY = 12 * 2**30

@@ -21,7 +21,7 @@ from cases import (
     poisoned_memory,
     run,
 )
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from chumoku.dropout import Dropout
@@ -525,14 +525,12 @@ def calls(draw):
     return call(*arrays, mask=mask, watch=EVERYTHING)
 
 
-@settings(max_examples=100, suppress_health_check=[HealthCheck.too_slow])
 @given(made=calls())
 def test_any_call(kernel, made):
     if kernel.refuses(made) is None:
         assert_close(kernel, made)
 
 
-@settings(max_examples=50, suppress_health_check=[HealthCheck.too_slow])
 @given(made=calls(), data=st.data())
 def test_any_call_with_options(kernel, made, data):
     seed = data.draw(st.integers(0, 9))
