@@ -168,7 +168,7 @@ struct Sums {
 };
 
 // A dot product is summed span by span: one chain over 64 products loses twice as much to rounding,
-// one over 1024 four times.
+// one over 1024 four times. Up to 16 places are two spans.
 constexpr int64_t kSpan = 16;
 
 template <class T, int NV>
@@ -193,9 +193,10 @@ inline void add_products(const T* q, const T* const (&row)[kAtOnce<NV>], int64_t
 template <class T, int NV>
 [[gnu::noinline]] void add_long_products(const T* q, const T* const (&row)[kAtOnce<NV>],
                                          int64_t width, Vec<T> (&sum)[kAtOnce<NV>][NV]) {
-  for (int64_t d = 0; d < width; d += kSpan) {
+  int64_t span = width <= kSpan ? kSpan / 2 : kSpan;
+  for (int64_t d = 0; d < width; d += span) {
     Vec<T> part[kAtOnce<NV>][NV]{};
-    add_products<T, NV>(q, row, d, std::min(width, d + kSpan), part);
+    add_products<T, NV>(q, row, d, std::min(width, d + span), part);
     for (int r = 0; r < kAtOnce<NV>; ++r)
       for (int v = 0; v < NV; ++v) sum[r][v] += part[r][v];
   }
@@ -229,7 +230,7 @@ inline void score_keys(const Queries<T>& g, const Tile<T>& tile, const Plan<T>& 
 #pragma GCC unroll 8
   for (int r = 0; r < kKeys; ++r)
     for (int v = 0; v < NV; ++v) acc[r][v] = V{};
-  if (width <= kSpan)
+  if (width <= kSpan / 2)
     add_products<T, NV>(g.q, row, 0, width, acc);
   else
     add_long_products<T, NV>(g.q, row, width, acc);
