@@ -176,12 +176,11 @@ def mutants() -> None:
 
 
 def fuzz() -> None:
-    """Ten thousand random calls in the place of 200, and a call of 65,536 x 65,536."""
+    """Ten thousand random calls in the place of 200."""
     many = {"CHUMOKU_EXAMPLES": "10000"}
     pytest = [run.python(), "-m", "pytest", "-q", "-p", "no:cacheprovider"]
     do("fuzz of arguments", *pytest, "tests/test_fuzz.py", **many)
     do("fuzz of calls", *pytest, "tests/test_kernels.py", "-k", "any_call", **many)
-    do("memory", *pytest, "tests/test_promises.py", "-k", "four_thousand_million", **many)
 
 
 PARTS: dict[str, tuple[Callable[[], None], dict[str, str]]] = {

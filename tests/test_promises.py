@@ -459,7 +459,6 @@ def test_memory_is_what_the_call_needs(mask):
     assert float(done.stdout or "nan") < 1.2, done.stderr + done.stdout
 
 
-@pytest.mark.skipif("CHUMOKU_EXAMPLES" not in os.environ, reason="minutes: run by --extended fuzz")
 @pytest.mark.parametrize("mask", ["None", "Causal()"])
 def test_memory_of_four_thousand_million_scores(mask):
     done = run_python(NEED.format(width=8, mask=mask), CHUMOKU_NUM_THREADS="2")
