@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import sys
 from abc import ABC, abstractmethod
+from functools import cache
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -101,7 +102,7 @@ class Guest(ABC):
                 cure="Make all of them one kind; np.asarray and torch.as_tensor share the memory.",
             )
         array = self.view(name, value, wanted)
-        if array.dtype.name not in wanted.dtypes or not array.dtype.isnative:
+        if dtype_name(array.dtype) not in wanted.dtypes or not array.dtype.isnative:
             raise _wrong_dtype(name, str(array.dtype), wanted)
         if array.ndim > MOST_AXES:
             raise _too_many_axes(name, array.ndim)
@@ -242,6 +243,12 @@ class _Standard(Guest):
 
 
 _NUMPY = _NumPy()
+
+
+@cache
+def dtype_name(dtype: np.dtype[Any]) -> str:
+    """dtype.name, which NumPy puts together anew each time."""
+    return dtype.name
 
 
 def guest_of(query: Any) -> Guest:

@@ -22,6 +22,8 @@ from chumoku.statistics import Array, Statistics, Watch
 # The reference holds the whole matrix in float64; beyond this it is taken only by name.
 REFERENCE_SCORES = 2**22
 
+NOTHING = Watch()
+
 # Sizes whose product is larger could not be counted in 64 bits, in bytes.
 MOST = 2**60
 
@@ -124,7 +126,7 @@ def attention(
     guest = guest_of(query)
     arrays = _arrays(guest, query=query, key=key, value=value)
     recordings = open_recordings()
-    asked = _instance("watch", watch, Watch, "Watch(top=8, entropy=True, ...)") or Watch()
+    asked = _instance("watch", watch, Watch, "Watch(top=8, entropy=True, ...)") or NOTHING
     for open_one in recordings:
         asked = asked | open_one.watch
     rank = max(array.ndim for array in arrays.values())
@@ -190,7 +192,7 @@ def weights(
     known = None if lse is None else guest.array("lse", lse)
     rank = max(arrays["query"].ndim, arrays["key"].ndim, 0 if known is None else known.ndim + 1)
     lead = () if known is None else known.shape[:-2]
-    call = _check(guest, arrays, mask, bias, scale, softcap, sinks, None, Watch(), lead)
+    call = _check(guest, arrays, mask, bias, scale, softcap, sinks, None, NOTHING, lead)
     row_index = _index("rows", rows, call.shape.queries)
     key_index = _index("keys", keys, call.shape.keys)
     if known is not None:
@@ -331,8 +333,9 @@ def _fit(arrays: dict[str, NDArray[Any]], lead: tuple[int, ...]) -> list[NDArray
             cure="The axes are (..., heads, length, width): is a transpose missing?",
         )
     batch = q.shape[:-3]
-    for name, axes in (("key", k.shape[:-3]), ("value", v.shape[:-3]), ("lse", lead)):
-        batch = _joined(name, batch, axes)
+    if lead or not batch == k.shape[:-3] == v.shape[:-3]:
+        for name, axes in (("key", k.shape[:-3]), ("value", v.shape[:-3]), ("lse", lead)):
+            batch = _joined(name, batch, axes)
     _countable(batch, q.shape, k.shape, v.shape)
     return [
         a if a.shape[:-3] == batch else np.broadcast_to(a, batch + a.shape[-3:]) for a in (q, k, v)
@@ -341,8 +344,6 @@ def _fit(arrays: dict[str, NDArray[Any]], lead: tuple[int, ...]) -> list[NDArray
 
 def _joined(name: str, batch: tuple[int, ...], axes: tuple[int, ...]) -> tuple[int, ...]:
     """The leading axes so far and those of one more array, broadcast."""
-    if axes == batch:
-        return batch
     sizes = []
     for one, other in zip_longest(batch[::-1], axes[::-1], fillvalue=1):
         if one != other and one != 1 and other != 1:
@@ -372,6 +373,8 @@ def _countable(batch: tuple[int, ...], *shapes: tuple[int, ...]) -> None:
 
 def _countable_facts(watch: Watch, whole: tuple[int, ...]) -> None:
     """The facts that have sizes of their own, against the call's."""
+    if watch is NOTHING:
+        return
     sizes: dict[str, tuple[int, ...]] = {"top": (*whole[:-1], watch.top)}
     if watch.groups is not None:
         if watch.groups.shape != whole[-1:]:
@@ -390,7 +393,7 @@ def _countable_facts(watch: Watch, whole: tuple[int, ...]) -> None:
 
 def _count(sizes: tuple[int, ...]) -> int:
     """How many numbers a shape holds; NumPy multiplies the sizes beside an empty axis too."""
-    return prod(max(1, size) for size in sizes)
+    return prod(sizes) or prod(max(1, size) for size in sizes)
 
 
 def _bias(guest: Guest, bias: Array, dtype: np.dtype[Any], whole: tuple[int, ...]) -> NDArray[Any]:

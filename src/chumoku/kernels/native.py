@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from chumoku import _native
+from chumoku.arrays import dtype_name
 from chumoku.mask import (
     All,
     Any_,
@@ -45,7 +46,7 @@ KEPT_GROUPS = 1024
 
 def refuses(call: Call) -> str | None:
     """Why this kernel cannot serve the call, or None when it can."""
-    if call.query.dtype.name not in ("float64", "float32", "float16", "bfloat16"):
+    if dtype_name(call.query.dtype) not in ("float64", "float32", "float16", "bfloat16"):
         return f"it computes float64, float32, float16 and bfloat16, not {call.query.dtype}"
     if call.watch.top and call.query.dtype != np.float64 and call.key.shape[-2] > 2**31:
         return "it names the top keys among 2**31 at most, but in float64"
@@ -200,7 +201,7 @@ def _attend(
 def _options(call: Call, rows: Ints) -> dict[str, Any]:
     """What decides the scores, as the binding reads it."""
     options: dict[str, Any] = {
-        "dtype": call.query.dtype.name,
+        "dtype": dtype_name(call.query.dtype),
         "scale": call.scale,
         "queries": call.query.shape[-2],
         "rows": rows,
