@@ -11,7 +11,8 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import numpy as np
-from workloads import Array, Case
+
+from benchmarks.workloads import Array, Case
 
 
 class Unfit(Exception):

@@ -36,6 +36,7 @@ extern "C" double multiply_adds(int threads) {
   double seconds = together(threads, [&](int) {
     Floats sum[kChains]{}, a{}, b{};
     a += 0.9f, b += 0.1f;
+    for (Floats& one : sum) asm volatile("" : "+x"(one));  // or equal chains become one
     for (int64_t i = 0; i < kTurns; ++i) {
 #pragma GCC unroll 12
       for (int c = 0; c < kChains; ++c) sum[c] = sum[c] * a + b;

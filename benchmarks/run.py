@@ -22,6 +22,7 @@ import os
 import platform
 import resource
 import shutil
+import signal
 import statistics
 import subprocess
 import sys
@@ -35,6 +36,7 @@ from typing import Any
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent
 SECONDS_A_TURN = 0.08
+sys.path.insert(0, str(ROOT))  # run as a file, or by run.py
 
 
 # In a process of its own
@@ -42,8 +44,8 @@ SECONDS_A_TURN = 0.08
 
 def worker(case: Any, name: str, threads: int) -> None:
     """Say how the first call went; then answer each line with the seconds that calls took."""
-    from peers import CONTENDERS, Unfit
-    from workloads import WORST_ERROR
+    from benchmarks.peers import CONTENDERS, Unfit
+    from benchmarks.workloads import WORST_ERROR
 
     try:
         timed = CONTENDERS[name.split("@")[0]](case, threads)
@@ -101,6 +103,7 @@ class Process:
             env={**os.environ, **environment},
         )
         self.said = self.answer()
+        self.process.send_signal(signal.SIGSTOP)
 
     def answer(self) -> Any:
         """The next line; of a process that died, why nothing more comes."""
@@ -109,11 +112,14 @@ class Process:
         return json.loads(line) if line else {"unfit": f"ended with {self.process.wait()}"}
 
     def turn(self) -> Any:
-        """One more answer."""
+        """One more answer. Between its turns a process is stopped: idle threads may spin."""
         assert self.process.stdin is not None
+        self.process.send_signal(signal.SIGCONT)
         self.process.stdin.write("go\n")
         self.process.stdin.flush()
-        return self.answer()
+        answer = self.answer()
+        self.process.send_signal(signal.SIGSTOP)
+        return answer
 
     def end(self) -> None:
         """Whatever it is doing."""
@@ -211,8 +217,8 @@ def report(case: Any, said: Any, times: Any, rates: Any) -> dict[str, Any]:
 
 def parse() -> argparse.Namespace:
     """The command line, checked against the cases and contenders that there are."""
-    from peers import CONTENDERS
-    from workloads import CASES, WORST_ERROR
+    from benchmarks.peers import CONTENDERS
+    from benchmarks.workloads import CASES, WORST_ERROR
 
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--cases", help="names, separated by commas")
@@ -245,7 +251,7 @@ def main() -> int:
     if options.probe:
         probe(options.probe, options.threads)
         return 0
-    from workloads import CASES
+    from benchmarks.workloads import CASES
 
     by_name = {case.name: case for case in CASES}
     if options.worker:

@@ -100,7 +100,7 @@ class Case:
         # One for all where it is the same for all: peers get the cheapest form that they take.
         own = self.mask == "padding"
         seen = np.broadcast_to(seen, (self.batch, 1, rows.size, self.keys))
-        return np.ascontiguousarray(seen if own else seen[:1])
+        return np.array(seen if own else seen[:1])
 
     @property
     def flop(self) -> float:
