@@ -5,8 +5,10 @@
 #include <pthread.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <atomic>
 #include <chrono>
+#include <cmath>
 #include <deque>
 #include <exception>
 #include <stdexcept>
@@ -108,6 +110,18 @@ Dtype dtype_of(const std::string& name) {
   throw std::invalid_argument("an unknown dtype: " + name);
 }
 
+// Query and key of a problem, and the sizes that they bring.
+void set_inputs(Problem& p, const Py_buffer& q, const Py_buffer& k) {
+  p.query = view_of(q);
+  p.key = view_of(k);
+  p.batch = static_cast<int64_t>(p.query.batch.size());
+  p.heads = q.shape[q.ndim - 3];
+  p.rows = q.shape[q.ndim - 2];
+  p.width = q.shape[q.ndim - 1];
+  p.kv_heads = k.shape[k.ndim - 3];
+  p.keys = k.shape[k.ndim - 2];
+}
+
 // A call's inputs, with the buffers that they borrow. `options` has the names of Problem's fields;
 // those that are not there keep their defaults.
 class Inputs {
@@ -120,14 +134,7 @@ class Inputs {
     const Py_buffer& k = buffers.borrow(key, false);
     Problem& p = problem;
     p.dtype = dtype_of(nb::cast<std::string>(options_["dtype"]));
-    p.query = view_of(q);
-    p.key = view_of(k);
-    p.batch = static_cast<int64_t>(p.query.batch.size());
-    p.heads = q.shape[q.ndim - 3];
-    p.rows = q.shape[q.ndim - 2];
-    p.width = q.shape[q.ndim - 1];
-    p.kv_heads = k.shape[k.ndim - 3];
-    p.keys = k.shape[k.ndim - 2];
+    set_inputs(p, q, k);
     p.scale = nb::cast<double>(options_["scale"]);
     if (has("softcap")) p.softcap = nb::cast<double>(options_["softcap"]);
     p.row_index = flat<const int64_t>("rows");
@@ -285,6 +292,36 @@ void run_attention(nb::handle query, nb::handle key, nb::handle value, nb::handl
   without_gil([&] { return attention(p, threads(), interrupted); });
 }
 
+// Query, key and value and nothing else, of one rank. False, and nothing done, when the sizes need
+// broadcasting or are wrong, or when one of them is 0.
+bool run_plain(nb::handle query, nb::handle key, nb::handle value, nb::handle output,
+               const char* dtype) {
+  Buffers buffers;
+  const Py_buffer& q = buffers.borrow(query, false);
+  const Py_buffer& k = buffers.borrow(key, false);
+  const Py_buffer& v = buffers.borrow(value, false);
+  int rank = q.ndim, lead = rank - 3;
+  if (lead < 0 || rank > 32 || k.ndim != rank || v.ndim != rank) return false;
+  if (!std::equal(q.shape, q.shape + lead, k.shape) ||
+      !std::equal(q.shape, q.shape + lead, v.shape))
+    return false;
+  const Py_ssize_t *queries = q.shape + lead, *keys = k.shape + lead, *values = v.shape + lead;
+  if (q.len == 0 || k.len == 0 || v.len == 0 || queries[0] % keys[0] != 0 || keys[0] != values[0] ||
+      keys[1] != values[1] || queries[2] != keys[2] || queries[2] > 1024 || values[2] > 1024)
+    return false;
+  // With strides of 0 there may be more scores than can be counted.
+  if (keys[1] > int64_t{1} << 24) return false;
+  Problem p;
+  p.dtype = dtype_of(dtype);
+  set_inputs(p, q, k);
+  p.value = view_of(v);
+  p.value_width = values[2];
+  p.scale = 1 / std::sqrt(static_cast<double>(p.width));
+  p.output = buffers.flat<char>(output, true);
+  without_gil([&] { return attention(p, threads(), interrupted); });
+  return true;
+}
+
 void run_weights(nb::handle query, nb::handle key, nb::handle lse, nb::handle output,
                  nb::dict options) {
   Inputs inputs(query, key, options);
@@ -323,6 +360,8 @@ NB_MODULE(_native, m) {
   nb::register_exception_translator(raise_unknown);
   m.def("attention", &run_attention, nb::arg("query"), nb::arg("key"), nb::arg("value"),
         nb::arg("output"), nb::arg("options"), nb::arg("facts"));
+  m.def("plain", &run_plain, nb::arg("query"), nb::arg("key"), nb::arg("value"), nb::arg("output"),
+        nb::arg("dtype"));
   m.def("weights", &run_weights, nb::arg("query"), nb::arg("key"), nb::arg("lse"),
         nb::arg("output"), nb::arg("options"));
   m.def("threads", &threads, "Threads that a call may use.");

@@ -11,6 +11,7 @@
 #include <cmath>
 #include <cstdint>
 #include <cstring>
+#include <utility>
 
 namespace chumoku::CHUMOKU_ISA {
 
@@ -326,13 +327,6 @@ inline float from_brain(uint16_t brain) {
   return x;
 }
 
-inline uint16_t to_brain(float x) {
-  uint32_t bits;
-  std::memcpy(&bits, &x, 4);
-  if ((bits & 0x7fffffffu) > 0x7f800000u) return static_cast<uint16_t>(bits >> 16 | 0x40u);
-  return static_cast<uint16_t>((bits + 0x7fffu + (bits >> 16 & 1)) >> 16);
-}
-
 inline void widen_halves(const char* from, int64_t count, float* to) {
   int64_t i = 0;
 #if defined(__F16C__)
@@ -358,26 +352,137 @@ inline void widen_brains(const char* from, int64_t count, float* to) {
   }
 }
 
-// 128-bit vectors, which every instruction set here has, for turning rows into columns.
-template <class T>
-using Short __attribute__((vector_size(16))) = T;
+// A vector of numbers that lie anywhere, as type S has them.
+struct Half {
+  uint16_t bits;
+};
+struct Brain {
+  uint16_t bits;
+};
 
-inline void turn(Short<float>* x) {
-  using I = int32_t __attribute__((vector_size(16)));
-  constexpr I low = {0, 4, 1, 5}, high = {2, 6, 3, 7}, first = {0, 1, 4, 5}, second = {2, 3, 6, 7};
-  Short<float> a = __builtin_shuffle(x[0], x[1], low), b = __builtin_shuffle(x[0], x[1], high);
-  Short<float> c = __builtin_shuffle(x[2], x[3], low), d = __builtin_shuffle(x[2], x[3], high);
-  x[0] = __builtin_shuffle(a, c, first);
-  x[1] = __builtin_shuffle(a, c, second);
-  x[2] = __builtin_shuffle(b, d, first);
-  x[3] = __builtin_shuffle(b, d, second);
+inline F32 read_lanes(const char* from, float) {
+  F32 x;
+  std::memcpy(&x, from, sizeof x);
+  return x;
 }
 
-inline void turn(Short<double>* x) {
-  using I = int64_t __attribute__((vector_size(16)));
-  Short<double> a = __builtin_shuffle(x[0], x[1], I{0, 2});
-  x[1] = __builtin_shuffle(x[0], x[1], I{1, 3});
-  x[0] = a;
+inline F64 read_lanes(const char* from, double) {
+  F64 x;
+  std::memcpy(&x, from, sizeof x);
+  return x;
+}
+
+inline F32 read_lanes(const char* from, Half) {
+#if defined(__AVX512F__)
+  return _mm512_maskz_cvtph_ps(0xffff, _mm256_loadu_si256(reinterpret_cast<const __m256i*>(from)));
+#elif defined(__aarch64__)
+  float16x4_t four;
+  std::memcpy(&four, from, sizeof four);
+  return vcvt_f32_f16(four);
+#else
+  F32 x;
+  widen_halves(from, kBytes / 4, reinterpret_cast<float*>(&x));
+  return x;
+#endif
+}
+
+inline F32 read_lanes(const char* from, Brain) {
+  uint16_t brains __attribute__((vector_size(kBytes / 2)));
+  std::memcpy(&brains, from, sizeof brains);
+  U32 bits = __builtin_convertvector(brains, U32) << 16;
+  return reinterpret_cast<F32>(bits);
+}
+
+// The same way back, rounded to the nearest, ties to even.
+inline void write_lanes(char* to, F32 x, float) { std::memcpy(to, &x, sizeof x); }
+inline void write_lanes(char* to, F64 x, double) { std::memcpy(to, &x, sizeof x); }
+
+inline void write_lanes(char* to, F32 x, Half) {
+#if defined(__AVX512F__)
+  __m256i halves = _mm512_maskz_cvtps_ph(0xffff, x, _MM_FROUND_TO_NEAREST_INT);
+#elif defined(__F16C__) && CHUMOKU_BYTES == 32
+  __m128i halves = _mm256_cvtps_ph(x, _MM_FROUND_TO_NEAREST_INT);
+#elif defined(__aarch64__)
+  float16x4_t halves = vcvt_f16_f32(x);
+#else
+  uint16_t halves[kBytes / 4];
+  for (int i = 0; i < kBytes / 4; ++i) halves[i] = to_half(x[i]);
+#endif
+  std::memcpy(to, &halves, sizeof halves);
+}
+
+inline void write_lanes(char* to, F32 x, Brain) {
+  typedef uint16_t U16 __attribute__((vector_size(kBytes / 2)));
+  U32 bits = reinterpret_cast<U32>(x);
+  U32 rounded = (bits + 0x7fffu + (bits >> 16 & 1u)) >> 16;
+  U16 brains = __builtin_convertvector(x == x ? rounded : bits >> 16 | 0x40u, U16);
+  std::memcpy(to, &brains, sizeof brains);
+}
+
+// 128-bit blocks of a vector, and numbers in a block.
+constexpr int kBlocks = kBytes / 16;
+template <class T>
+constexpr int kInBlock = 16 / sizeof(T);
+
+// Every second block of two vectors: those with an even number, or with an odd one.
+template <class T, int odd, size_t... i>
+inline Vec<T> every_second(Vec<T> a, Vec<T> b, std::index_sequence<i...>) {
+  constexpr int in = kInBlock<T>;
+  return __builtin_shufflevector(a, b, ((2 * (i / in) + odd) * in + i % in)...);
+}
+
+// Numbers of two vectors by turns, block by block: from the lower halves of blocks, or the upper.
+template <class T, int upper, int size, size_t... i>
+inline Vec<T> by_turns(Vec<T> a, Vec<T> b, std::index_sequence<i...>) {
+  constexpr int in = kInBlock<T>, n = Lanes<T>::n;
+  return __builtin_shufflevector(a, b,
+                                 (i / in * in + upper * in / 2 + i % in / (2 * size) * size +
+                                  i % size + (i % in / size % 2) * n)...);
+}
+
+// Within each block of vectors, as many as a block has numbers: x[i][j] <-> x[j][i].
+template <class T>
+inline void turn_blocks(Vec<T>* x) {
+  constexpr auto lanes = std::make_index_sequence<Lanes<T>::n>{};
+  if constexpr (kInBlock<T> == 2) {
+    Vec<T> a = x[0];
+    x[0] = by_turns<T, 0, 1>(a, x[1], lanes);
+    x[1] = by_turns<T, 1, 1>(a, x[1], lanes);
+  } else {
+    Vec<T> a = by_turns<T, 0, 1>(x[0], x[1], lanes), b = by_turns<T, 1, 1>(x[0], x[1], lanes);
+    Vec<T> c = by_turns<T, 0, 1>(x[2], x[3], lanes), d = by_turns<T, 1, 1>(x[2], x[3], lanes);
+    x[0] = by_turns<T, 0, 2>(a, c, lanes);
+    x[1] = by_turns<T, 1, 2>(a, c, lanes);
+    x[2] = by_turns<T, 0, 2>(b, d, lanes);
+    x[3] = by_turns<T, 1, 2>(b, d, lanes);
+  }
+}
+
+// x[i][j] <-> x[j][i]
+template <class T>
+inline void turn_square(Vec<T> (&x)[Lanes<T>::n]) {
+  constexpr int in = kInBlock<T>;
+  constexpr auto lanes = std::make_index_sequence<Lanes<T>::n>{};
+#pragma GCC unroll 4
+  for (int b = 0; b < kBlocks; ++b) turn_blocks<T>(x + b * in);
+#pragma GCC unroll 4
+  for (int i = 0; i < in; ++i) {
+    if constexpr (kBlocks == 2) {
+      Vec<T> a = x[i], b = x[i + in];
+      x[i] = every_second<T, 0>(a, b, lanes);
+      x[i + in] = every_second<T, 1>(a, b, lanes);
+    }
+    if constexpr (kBlocks == 4) {
+      Vec<T> a = every_second<T, 0>(x[i], x[i + in], lanes);
+      Vec<T> b = every_second<T, 1>(x[i], x[i + in], lanes);
+      Vec<T> c = every_second<T, 0>(x[i + 2 * in], x[i + 3 * in], lanes);
+      Vec<T> d = every_second<T, 1>(x[i + 2 * in], x[i + 3 * in], lanes);
+      x[i] = every_second<T, 0>(a, c, lanes);
+      x[i + in] = every_second<T, 0>(b, d, lanes);
+      x[i + 2 * in] = every_second<T, 1>(a, c, lanes);
+      x[i + 3 * in] = every_second<T, 1>(b, d, lanes);
+    }
+  }
 }
 
 }  // namespace chumoku::CHUMOKU_ISA

@@ -78,6 +78,33 @@ double worth(uint16_t bits, int mantissa, int bias) {
   return bits & 0x8000 ? -size : size;
 }
 
+// The last lane of a vector that is read and written as a 16-bit dtype.
+template <class S>
+float widened(uint16_t bits) {
+  std::vector<uint16_t> narrow(Lanes<float>::n, bits);
+  return read_lanes(reinterpret_cast<const char*>(narrow.data()), S{})[Lanes<float>::n - 1];
+}
+
+template <class S>
+uint16_t narrowed(float x) {
+  uint16_t narrow[Lanes<float>::n];
+  write_lanes(reinterpret_cast<char*>(narrow), spread(x), S{});
+  return narrow[Lanes<float>::n - 1];
+}
+
+template <class T>
+void compare_square() {
+  constexpr int n = Lanes<T>::n;
+  Vec<T> x[n];
+  for (int i = 0; i < n; ++i)
+    for (int j = 0; j < n; ++j) x[i][j] = T(100 * i + j);
+  turn_square<T>(x);
+  bool right = true;
+  for (int i = 0; i < n; ++i)
+    for (int j = 0; j < n; ++j) right = right && x[i][j] == T(100 * j + i);
+  CHECK(right);
+}
+
 // Every number of a 16-bit dtype goes to float and back; what lies between two goes to the nearer.
 template <class From, class To>
 void compare_narrow(const From& from, const To& to, int mantissa, int bias) {
@@ -140,7 +167,12 @@ int main() {
   CHECK(tanh_float < 8);
   CHECK(tanh_double < 8);
   compare_narrow(from_half, to_half, 10, 15);
-  compare_narrow(from_brain, to_brain, 7, 127);
+  compare_narrow(from_half, narrowed<Half>, 10, 15);
+  compare_narrow(widened<Half>, to_half, 10, 15);
+  compare_narrow(from_brain, narrowed<Brain>, 7, 127);
+  compare_narrow(widened<Brain>, narrowed<Brain>, 7, 127);
+  compare_square<float>();
+  compare_square<double>();
   compare_philox();
   compare_rows();
   return chumoku::test::report("lanes");

@@ -8,6 +8,7 @@
 #include <limits>
 
 #include "attention.h"
+#include "few.h"
 #include "lanes.h"
 #include "mask.h"
 #include "pool.h"
@@ -27,18 +28,25 @@ constexpr int kAtOnce = kBytes == 64 || vectors == 1 ? 8 : 4;
 // What is kept of each lane.
 enum Field { kRef, kSum, kMax, kShifted, kLead, kRest, kSquares, kDistance, kFields };
 
-// A group of queries, as wide as one to three vectors, and its state.
+// A group of queries, as wide as one to three vectors, and its state. Nothing is set beforehand:
+// clearing room for the most groups would take longer than some calls.
 template <class T>
 struct Queries {
-  int vectors = 0, lanes = 0, used = 0;
-  int64_t first = 0;   // row within the group of heads
-  T* q = nullptr;      // [width][lanes]
-  T* o = nullptr;      // [value_width][lanes]
-  T* state = nullptr;  // [kFields][lanes]
-  T* top = nullptr;    // [top][lanes] raw scores, largest first
-  typename Lanes<T>::Word* top_keys = nullptr;
-  T* masses = nullptr;  // [groups of keys][lanes]
-  Range seen, solid;    // keys that some lane sees; keys that every lane sees
+  int vectors, lanes, used;
+  int64_t first;  // row within the group of heads
+  T* q;           // [width][lanes]
+  T* o;           // [value_width][lanes]
+  T* state;       // [kFields][lanes]
+  T* top;         // [top][lanes] raw scores, largest first
+  typename Lanes<T>::Word* top_keys;
+  T* masses;          // [groups of keys][lanes]
+  Range seen, solid;  // keys that some lane sees; keys that every lane sees
+  // Of few queries: how many, where their raw scores go, and their output [queries][value_width]
+  // while a chunk is walked. 0 and null when they are handled lane by lane.
+  int few;
+  T* few_scores;
+  T* few_output;
+  char* few_spare;
 };
 
 template <class T>
@@ -47,6 +55,7 @@ struct Tile {
   int64_t k_stride;
   const T* v;
   int64_t v_stride;
+  Rows key_rows, value_rows;             // in place of them for few queries
   int64_t first;                         // key of bit 0
   int low, high;                         // keys that some lane sees
   bool masked, spoilt;                   // spoilt: hidden values may be NaN or infinite
@@ -108,6 +117,19 @@ inline typename Lanes<T>::M sees(const Tile<T>& tile, int lanes, int v, int bit)
   return (m << (kBits - 1 - bit % kBits)) >> (kBits - 1);
 }
 
+template <class T>
+inline void put_word(typename Lanes<T>::Word* words, int lanes, int lane, uint64_t bits) {
+  words[lane] = static_cast<typename Lanes<T>::Word>(bits);
+  if (sizeof(T) == 4) words[lanes + lane] = static_cast<typename Lanes<T>::Word>(bits >> 32);
+}
+
+template <class T>
+inline uint64_t word_of(const typename Lanes<T>::Word* words, int lanes, int lane) {
+  uint64_t bits = static_cast<std::make_unsigned_t<typename Lanes<T>::Word>>(words[lane]);
+  if (sizeof(T) == 4) bits |= uint64_t{static_cast<uint32_t>(words[lanes + lane])} << 32;
+  return bits;
+}
+
 // Running facts of a tile: weights from scores, and everything that is summed along the way.
 template <class T, int NV, bool kFacts>
 struct Sums {
@@ -167,10 +189,6 @@ struct Sums {
   }
 };
 
-// A dot product is summed span by span: one chain over 64 products loses twice as much to rounding,
-// one over 1024 four times. Up to 16 places are two spans.
-constexpr int64_t kSpan = 16;
-
 template <class T, int NV>
 inline void add_products(const T* q, const T* const (&row)[kAtOnce<NV>], int64_t begin, int64_t end,
                          Vec<T> (&acc)[kAtOnce<NV>][NV]) {
@@ -222,18 +240,22 @@ inline void score_keys(const Queries<T>& g, const Tile<T>& tile, const Plan<T>& 
                        int key, const Take& take) {
   using V = Vec<T>;
   constexpr int kKeys = kAtOnce<NV>, kStep = NV * Lanes<T>::n;
-  const T* row[kKeys];
-#pragma GCC unroll 8
-  for (int r = 0; r < kKeys; ++r)
-    row[r] = tile.k + (kMasked ? std::min(key + r, tile.high - 1) : key + r) * tile.k_stride;
   V acc[kKeys][NV];
+  if (NV == 1 && g.few) {
+    for (int r = 0; r < kKeys; ++r) acc[r][0] = load(g.few_scores + (key + r) * kStep);
+  } else {
+    const T* row[kKeys];
 #pragma GCC unroll 8
-  for (int r = 0; r < kKeys; ++r)
-    for (int v = 0; v < NV; ++v) acc[r][v] = V{};
-  if (width <= kSpan / 2)
-    add_products<T, NV>(g.q, row, 0, width, acc);
-  else
-    add_long_products<T, NV>(g.q, row, width, acc);
+    for (int r = 0; r < kKeys; ++r)
+      row[r] = tile.k + (kMasked ? std::min(key + r, tile.high - 1) : key + r) * tile.k_stride;
+#pragma GCC unroll 8
+    for (int r = 0; r < kKeys; ++r)
+      for (int v = 0; v < NV; ++v) acc[r][v] = V{};
+    if (width <= kSpan / 2)
+      add_products<T, NV>(g.q, row, 0, width, acc);
+    else
+      add_long_products<T, NV>(g.q, row, width, acc);
+  }
   if (plan.adjusts) adjust<T, NV>(plan, tile, key, acc);
 #pragma GCC unroll 8
   for (int r = 0; r < kKeys; ++r)
@@ -250,6 +272,11 @@ inline void score_tile(const Queries<T>& g, const Tile<T>& tile, const Plan<T>& 
                        const Take& take) {
   constexpr int kKeys = kAtOnce<NV>;
   int key = tile.low / kKeys * kKeys;
+  if (NV == 1 && g.few)
+    with_few<T>(tile.key_rows.dtype, g.few, [&](auto number, auto count) {
+      score_few<T, decltype(number), count>(tile.key_rows, g.q, width, key, tile.high, g.few_scores,
+                                            g.few_spare);
+    });
   if (!tile.masked)
     for (; key + kKeys <= tile.high; key += kKeys)
       score_keys<T, NV, false>(g, tile, plan, width, key, take);
@@ -302,6 +329,18 @@ void mix_tile(Queries<T>& g, const Tile<T>& tile, const T* p, const T* alpha, in
     c += 4;
   }
   for (; c < width; ++c) mix_columns<T, NV, 1, kSpoilt>(g, tile, p, alpha, c);
+}
+
+template <class T>
+[[gnu::noinline]] void mix_few_tile(const Queries<T>& g, const Tile<T>& tile, const T* p,
+                                    const T* alpha, int64_t width) {
+  uint64_t seen[kFew<T>];
+  bool asks = tile.masked && tile.spoilt;
+  for (int r = 0; asks && r < kFew<T>; ++r) seen[r] = word_of<T>(tile.words, g.lanes, r);
+  FewMix<T> mix{tile.value_rows,       tile.low,     tile.high, p, alpha,
+                asks ? seen : nullptr, g.few_output, width};
+  with_few<T>(tile.value_rows.dtype, g.few,
+              [&](auto number, auto count) { mix_few<T, decltype(number), count>(mix); });
 }
 
 // Lists of the largest scores, one in each lane: `score` goes in where it is larger than an entry,
@@ -550,7 +589,9 @@ void step(Queries<T>& g, const Tile<T>& tile, const Plan<T>& plan, const Problem
   if (plan.distance) watch_distance<T, NV>(g, tile, b.weights, b.alpha, b.position);
   if (g.masses) watch_groups<T, NV>(g, tile, problem.facts, b.weights, b.alpha);
   if (problem.dropped) drop<T, NV>(tile, problem, b.counters, batch, b.weights);
-  if (tile.masked && tile.spoilt)
+  if (g.few_output)
+    mix_few_tile(g, tile, b.weights, b.alpha, problem.value_width);
+  else if (tile.masked && tile.spoilt)
     mix_tile<T, NV, true>(g, tile, b.weights, b.alpha, problem.value_width);
   else
     mix_tile<T, NV, false>(g, tile, b.weights, b.alpha, problem.value_width);

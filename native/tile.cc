@@ -19,6 +19,8 @@ void walk_chunk(Walk<T>& walk, Queries<T>* groups, int64_t chunk, const Room<T>&
   const Problem& problem = walk.problem;
   Range keys{std::max(walk.seen.start / kTile * kTile, chunk * kChunk),
              std::min(walk.seen.stop, (chunk + 1) * kChunk)};
+  Queries<T>& last = groups[walk.count - 1];
+  if (last.few_output) std::fill_n(last.few_output, last.few * problem.value_width, T(0));
   for (int64_t first = keys.start; first < keys.stop; first += kTile) {
     if (stopping()) return;
     int count = static_cast<int>(std::min<int64_t>(kTile, problem.keys - first));
@@ -28,14 +30,10 @@ void walk_chunk(Walk<T>& walk, Queries<T>* groups, int64_t chunk, const Room<T>&
       Queries<T>& g = groups[i];
       if (first >= g.seen.stop || first + count <= g.seen.start) continue;
       if (!look(walk, g, first, count, nullptr, room, &tile)) continue;
-      if (!tile.k) {
-        tile.k = rows_from(problem, problem.key, walk.panel, nullptr, first, count, problem.width,
-                           room.k, &tile.k_stride);
-        tile.v = rows_from(problem, problem.value, walk.panel, nullptr, first, count,
-                           problem.value_width, room.v, &tile.v_stride);
-      }
-      if (tile.masked && checked < 0)
-        checked = all_finite(tile.v, tile.v_stride, count, problem.value_width);
+      bool checks = tile.masked && checked < 0;
+      fetch_keys(walk, g, nullptr, first, count, room, &tile);
+      fetch_values(walk, g, checks, first, count, room, &tile);
+      if (checks) checked = all_finite(tile.v, tile.v_stride, count, problem.value_width);
       tile.spoilt = checked == 0;
       if (walk.plan.distance || problem.dropped)
         for (int lane = 0; lane < g.lanes; ++lane) {
@@ -49,6 +47,9 @@ void walk_chunk(Walk<T>& walk, Queries<T>* groups, int64_t chunk, const Room<T>&
       step(g, tile, walk.plan, problem, walk.panel.batch, room.buffers);
     }
   }
+  for (int64_t r = 0; last.few_output && r < last.few; ++r)
+    for (int64_t c = 0; c < problem.value_width; ++c)
+      last.o[c * last.lanes + r] = last.few_output[r * problem.value_width + c];
 }
 
 template <class T>
@@ -176,22 +177,6 @@ void write_facts(const Problem& problem, const Plan<T>& plan, const Queries<T>& 
   }
 }
 
-// Numbers of one row to the output's dtype, which float16 and bfloat16 round to.
-template <class T>
-void write_row(const Problem& problem, const T* from, int64_t step, char* to) {
-  int64_t width = problem.value_width;
-  for (int64_t c = 0; c < width; ++c) {
-    T x = from[c * step];
-    if (problem.item() == sizeof(T)) {
-      std::memcpy(to + c * sizeof(T), &x, sizeof x);
-    } else {
-      float y = static_cast<float>(x);
-      uint16_t narrow = problem.dtype == Dtype::f16 ? to_half(y) : to_brain(y);
-      std::memcpy(to + 2 * c, &narrow, 2);
-    }
-  }
-}
-
 // Divides by the sums; from here on the lists hold weights. `shares` are those of the lanes.
 template <class T>
 void divide(const Problem& problem, const Panel& panel, const Plan<T>& plan, const Queries<T>& g,
@@ -199,10 +184,10 @@ void divide(const Problem& problem, const Panel& panel, const Plan<T>& plan, con
   for (int lane = 0; lane < g.lanes; ++lane) {
     T sum = g.state[kSum * g.lanes + lane], ref = g.state[kRef * g.lanes + lane];
     shares[lane] = sum == 0 ? 0 : 1 / sum;
+    if (!problem.sinks || sum == 0) continue;
     int64_t head = row_of(problem, panel, g.first + std::min(lane, g.used - 1)).head;
-    if (problem.sinks && sum != 0)
-      shares[lane] =
-          static_cast<T>(ending_of(problem, head, double{sum}, double{ref} * plan.scale).share);
+    shares[lane] =
+        static_cast<T>(ending_of(problem, head, double{sum}, double{ref} * plan.scale).share);
   }
   for (int at = 0; at < g.lanes; at += Lanes<T>::n) {
     Vec<T> share, none = load(g.state + kSum * g.lanes + at);
@@ -225,8 +210,8 @@ void divide(const Problem& problem, const Panel& panel, const Plan<T>& plan, con
 template <class T>
 void finish_group(const Problem& problem, const Panel& panel, const Plan<T>& plan,
                   const Queries<T>& g) {
-  constexpr int n = 16 / sizeof(T);
-  T shares[3 * Lanes<T>::n];
+  constexpr int n = Lanes<T>::n;
+  T shares[3 * n];
   divide(problem, panel, plan, g, shares);
   int64_t width = problem.value_width, item = problem.item();
   for (int lane = 0; lane < g.used; lane += n) {
@@ -244,10 +229,15 @@ void finish_group(const Problem& problem, const Panel& panel, const Plan<T>& pla
         recall[1] = shares[lane + i];
       }
     }
-    if (here == n && item == sizeof(T))
-      transpose_out(g.o + lane, g.lanes, to, width);
+    const T* from = g.o + lane;
+    if constexpr (sizeof(T) == 8)
+      transpose_out<double>(from, g.lanes, to, here, width);
+    else if (problem.dtype == Dtype::f16)
+      transpose_out<Half>(from, g.lanes, to, here, width);
+    else if (problem.dtype == Dtype::bf16)
+      transpose_out<Brain>(from, g.lanes, to, here, width);
     else
-      for (int i = 0; i < here; ++i) write_row(problem, g.o + lane + i, g.lanes, to[i]);
+      transpose_out<float>(from, g.lanes, to, here, width);
   }
 }
 
@@ -266,8 +256,8 @@ void finish(const Problem& problem, const Panel& panel, char* total) {
 template <class T>
 void whole(const Problem& problem, const Panel& panel, Scratch& scratch) {
   Room<T> room = room_of<T>(problem, panel.rows, scratch);
-  Walk<T> walk{problem, panel, plan_of<T>(problem), {}, 0, {}};
-  begin(walk, room.states[0], room.packed, room.copy);
+  Walk<T> walk(problem, panel);
+  begin(walk, room.states[0], room);
   for (int i = 0; i < walk.count; ++i) clear_group(problem, walk.groups[i]);
   Queries<T> later[kMostGroups];
   std::copy_n(walk.groups, walk.count, later);
@@ -290,8 +280,8 @@ template <class T>
 void chunk(const Problem& problem, const Panel& panel, int64_t which, char* part,
            Scratch& scratch) {
   Room<T> room = room_of<T>(problem, panel.rows, scratch);
-  Walk<T> walk{problem, panel, plan_of<T>(problem), {}, 0, {}};
-  begin(walk, part, room.packed, room.copy);
+  Walk<T> walk(problem, panel);
+  begin(walk, part, room);
   for (int i = 0; i < walk.count; ++i) clear_group(problem, walk.groups[i]);
   walk_chunk(walk, walk.groups, which, room);
 }
@@ -320,14 +310,12 @@ void weigh_block(const Walk<T>& walk, const Queries<T>& g, const Tile<T>& tile, 
 template <class T>
 void weights(const Problem& problem, const Block& block, const Panel& panel, Scratch& scratch) {
   Room<T> room = room_of<T>(problem, panel.rows, scratch);
-  Walk<T> walk{problem, panel, plan_of<T>(problem), {}, 0, {}};
-  begin(walk, room.states[0], room.packed, room.copy);
+  Walk<T> walk(problem, panel);
+  begin(walk, room.states[0], room);
   for (int64_t first = 0; first < block.keys; first += kTile) {
     if (stopping()) return;
     int count = static_cast<int>(std::min<int64_t>(kTile, block.keys - first));
     Tile<T> tile{};
-    tile.k = rows_from(problem, problem.key, panel, block.key_index, first, count, problem.width,
-                       room.k, &tile.k_stride);
     for (int i = 0; i < walk.count; ++i) {
       const Queries<T>& g = walk.groups[i];
       for (int lane = 0; lane < g.used; ++lane) {
@@ -336,6 +324,7 @@ void weights(const Problem& problem, const Block& block, const Panel& panel, Scr
         std::fill_n(reinterpret_cast<T*>(block.output) + at * block.keys + first, count, T(0));
       }
       if (!look(walk, g, first, count, block.key_index, room, &tile)) continue;
+      fetch_keys(walk, g, block.key_index, first, count, room, &tile);
       if (g.vectors == 1) weigh_block<T, 1>(walk, g, tile, block, room.buffers.scores);
       if (g.vectors == 2) weigh_block<T, 2>(walk, g, tile, block, room.buffers.scores);
       if (g.vectors == 3) weigh_block<T, 3>(walk, g, tile, block, room.buffers.scores);

@@ -38,7 +38,9 @@ struct Row {
 };
 
 static inline Row row_of(const Problem& problem, const Panel& panel, int64_t r) {
-  int64_t group = problem.heads / problem.kv_heads, at = panel.first + r;
+  int64_t at = panel.first + r;
+  if (problem.heads == problem.kv_heads) return {panel.kv_head, at};
+  int64_t group = problem.heads / problem.kv_heads;
   return {panel.kv_head * group + at / problem.rows, at % problem.rows};
 }
 

@@ -127,9 +127,7 @@ void add_chunk(const Walk<T>& walk, int64_t chunk, const Room<T>& room, const Kn
       const Queries<T>& g = walk.groups[i];
       if (first >= g.seen.stop || first + count <= g.seen.start) continue;
       if (!look(walk, g, first, count, nullptr, room, &tile)) continue;
-      if (!tile.k)
-        tile.k = rows_from(problem, problem.key, walk.panel, nullptr, first, count, problem.width,
-                           room.k, &tile.k_stride);
+      fetch_keys(walk, g, nullptr, first, count, room, &tile);
       const T* recall = known.recall + 2 * g.first;
       T* weights = room.buffers.weights;
       if (g.vectors == 1) weigh_again<T, 1>(g, tile, walk.plan, problem.width, recall, weights);
@@ -168,8 +166,8 @@ void add_totals(const Problem& problem, const Panel& rows, const Part& part, Scr
       const Range& some = seen[r / kMostRows];
       if (some.stop <= chunk * kChunk || some.start >= (chunk + 1) * kChunk) continue;
       Panel panel{rows.batch, rows.kv_head, rows.first + r, std::min(kMostRows, rows.rows - r)};
-      Walk<T> walk{problem, panel, plan_of<T>(problem), {}, 0, {}};
-      begin(walk, room.states[0], room.packed, room.copy);
+      Walk<T> walk(problem, panel);
+      begin(walk, room.states[0], room);
       add_chunk(walk, chunk, room, known, sums, part);
       if (stopping()) return;
     }

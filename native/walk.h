@@ -19,9 +19,11 @@ constexpr int kMostGroups = 24;  // 144 rows of double in 128-bit vectors
 // Groups of queries that walk the keys together.
 template <class T>
 struct Walk {
+  Walk(const Problem& of, const Panel& rows) : problem(of), panel(rows) {}
+
   const Problem& problem;
   const Panel& panel;
-  Plan<T> plan;
+  Plan<T> plan = plan_of<T>(problem);
   Queries<T> groups[kMostGroups];
   int count = 0;
   Range seen;
@@ -118,28 +120,52 @@ void read_row(const Problem& problem, const char* from, int64_t step, int64_t co
   }
 }
 
-// to[c * stride + r] = rows[r][c] for as many rows as a 128-bit vector has numbers, and back.
-// Rows need not be aligned.
+// to[c * stride + r] = rows[r][c] for as many rows as a vector has lanes. Rows need not be aligned.
 template <class T>
 void transpose_in(const char* const* rows, int64_t columns, T* to, int64_t stride) {
-  constexpr int n = 16 / sizeof(T);
-  int64_t c = 0;
-  for (; c + n <= columns; c += n) {
-    Short<T> x[n];
-    for (int r = 0; r < n; ++r) std::memcpy(&x[r], rows[r] + c * sizeof(T), 16);
-    turn(x);
-    for (int r = 0; r < n; ++r) std::memcpy(to + (c + r) * stride, &x[r], 16);
+  constexpr int n = Lanes<T>::n;
+  if (columns < n) {
+    for (int64_t c = 0; c < columns; ++c)
+      for (int r = 0; r < n; ++r)
+        std::memcpy(to + c * stride + r, rows[r] + c * sizeof(T), sizeof(T));
+    return;
   }
-  for (; c < columns; ++c)
-    for (int r = 0; r < n; ++r)
-      std::memcpy(to + c * stride + r, rows[r] + c * sizeof(T), sizeof(T));
+  for (int64_t c = 0; c < columns; c += n) {
+    int64_t at = std::min(c, columns - n);  // some columns twice
+    Vec<T> x[n];
+    for (int r = 0; r < n; ++r) x[r] = read_lanes(rows[r] + at * sizeof(T), T{});
+    turn_square<T>(x);
+    for (int i = 0; i < n; ++i) store(to + (at + i) * stride, x[i]);
+  }
 }
 
-// The same from rows of any dtype and step. `copy` holds four rows.
+// rows[r][c] = from[c * stride + r] for the first `count` lanes of a vector, as type S.
+template <class S, class T>
+void transpose_out(const T* from, int64_t stride, char* const* rows, int count, int64_t columns) {
+  constexpr int n = Lanes<T>::n;
+  if (columns < n) {
+    for (int64_t c = 0; c < columns; ++c) {
+      char numbers[n * sizeof(S)];
+      write_lanes(numbers, load(from + c * stride), S{});
+      for (int r = 0; r < count; ++r)
+        std::memcpy(rows[r] + c * sizeof(S), numbers + r * sizeof(S), sizeof(S));
+    }
+    return;
+  }
+  for (int64_t c = 0; c < columns; c += n) {
+    int64_t at = std::min(c, columns - n);
+    Vec<T> x[n];
+    for (int i = 0; i < n; ++i) x[i] = load(from + (at + i) * stride);
+    turn_square<T>(x);
+    for (int r = 0; r < count; ++r) write_lanes(rows[r] + at * sizeof(S), x[r], S{});
+  }
+}
+
+// transpose_in() from rows of any dtype and step. `copy` holds as many rows.
 template <class T>
 void turn_rows(const Problem& problem, const char* const* rows, int64_t step, int64_t columns,
                T* to, int64_t stride, T* copy) {
-  constexpr int n = 16 / sizeof(T);
+  constexpr int n = Lanes<T>::n;
   if (problem.item() == sizeof(T) && step == sizeof(T))
     return transpose_in(rows, columns, to, stride);
   const char* copied[n];
@@ -150,26 +176,11 @@ void turn_rows(const Problem& problem, const char* const* rows, int64_t step, in
   transpose_in(copied, columns, to, stride);
 }
 
-template <class T>
-void transpose_out(const T* from, int64_t stride, char* const* rows, int64_t columns) {
-  constexpr int n = 16 / sizeof(T);
-  int64_t c = 0;
-  for (; c + n <= columns; c += n) {
-    Short<T> x[n];
-    for (int r = 0; r < n; ++r) std::memcpy(&x[r], from + (c + r) * stride, 16);
-    turn(x);
-    for (int r = 0; r < n; ++r) std::memcpy(rows[r] + c * sizeof(T), &x[r], 16);
-  }
-  for (; c < columns; ++c)
-    for (int r = 0; r < n; ++r)
-      std::memcpy(rows[r] + c * sizeof(T), from + c * stride + r, sizeof(T));
-}
-
 // A lane without a row of its own has the last one's query.
 template <class T>
 void pack_queries(const Problem& problem, const Panel& panel, const Plan<T>& plan, int64_t first,
                   Queries<T>& g, T* copy) {
-  constexpr int n = 16 / sizeof(T);
+  constexpr int n = Lanes<T>::n;
   for (int lane = 0; lane < g.lanes; lane += n) {
     const char* rows[n];
     for (int i = 0; i < n; ++i) {
@@ -190,7 +201,7 @@ Place place_of(const Walk<T>& walk, const Queries<T>& g, int lane) {
 
 template <class T>
 struct Room {
-  T *packed, *k, *v, *copy;
+  T *packed, *k, *v, *copy, *few_scores, *few_output;
   Buffers<T> buffers;
   typename Lanes<T>::Word* words;
   char* states[2];
@@ -206,7 +217,7 @@ Room<T> room_of(const Problem& problem, int64_t rows, Scratch& scratch) {
   int64_t sizes[] = {padded * problem.width * kItem,
                      kTile * problem.width * kItem,
                      kTile * problem.value_width * kItem,
-                     4 * std::max<int64_t>(problem.width, kTile) * kItem,
+                     Lanes<T>::n * std::max<int64_t>(problem.width, kTile) * kItem,
                      tile,
                      tile,
                      problem.biased ? tile : 0,
@@ -214,7 +225,9 @@ Room<T> room_of(const Problem& problem, int64_t rows, Scratch& scratch) {
                      2 * lanes * 8,
                      lanes * 8,
                      state,
-                     state};
+                     state,
+                     (kTile + 8) * Lanes<T>::n * kItem,
+                     kFew<T> * problem.value_width * kItem};
   constexpr int kParts = sizeof sizes / sizeof *sizes;
   int64_t total = 0;
   for (int64_t size : sizes) total += (size + kLine - 1) / kLine * kLine;
@@ -230,6 +243,8 @@ Room<T> room_of(const Problem& problem, int64_t rows, Scratch& scratch) {
           numbers(1),
           numbers(2),
           numbers(3),
+          numbers(12),
+          numbers(13),
           {numbers(4), numbers(5), numbers(6), per_lane, per_lane + lanes, per_lane + 2 * lanes,
            per_lane + 3 * lanes, reinterpret_cast<uint64_t*>(parts[8])},
           reinterpret_cast<typename Lanes<T>::Word*>(parts[9]),
@@ -243,20 +258,32 @@ int64_t index_of(const Walk<T>& walk, const Queries<T>& g, int lane) {
   return (walk.panel.batch * walk.problem.heads + row.head) * walk.problem.rows + row.row;
 }
 
+// Only the last group of a panel can be of few queries.
+template <class T>
+void set_few(const Problem& problem, const Room<T>& room, Queries<T>& g) {
+  bool few = g.used <= kFew<T> && problem.width >= std::max<int64_t>(kFewest, Lanes<T>::n);
+  g.few = few ? g.used : 0;
+  g.few_scores = room.few_scores;
+  g.few_spare = reinterpret_cast<char*>(room.copy);
+  g.few_output = few && problem.value_width >= Lanes<T>::n ? room.few_output : nullptr;
+}
+
 // Lays out the groups, packs their queries and finds the keys they may see.
 template <class T>
-void begin(Walk<T>& walk, char* states, T* packed, T* copy) {
+void begin(Walk<T>& walk, char* states, const Room<T>& room) {
   const Problem& problem = walk.problem;
   walk.count = lay_out<T>(problem, walk.panel.rows, states, walk.groups);
   walk.seen = {problem.keys, 0};
   int64_t first = 0;
+  T* packed = room.packed;
   for (int i = 0; i < walk.count; ++i) {
     Queries<T>& g = walk.groups[i];
     g.first = first;
     g.q = packed;
-    pack_queries(problem, walk.panel, walk.plan, first, g, copy);
+    pack_queries(problem, walk.panel, walk.plan, first, g, room.copy);
     packed += problem.width * g.lanes;
     first += g.used;
+    set_few(problem, room, g);
     g.seen = {0, problem.keys};
     g.solid = g.seen;
     if (problem.mask) {
@@ -295,6 +322,46 @@ const T* rows_from(const Problem& problem, const View& view, const Panel& panel,
   return copy;
 }
 
+// The same for few queries, who look at keys before `last`: where they are in any dtype.
+template <class T>
+Rows few_rows_from(const Problem& problem, const View& view, const Panel& panel,
+                   const int64_t* index, int64_t first, int64_t count, int64_t last, int64_t width,
+                   T* copy) {
+  if (!index && view.column == problem.item())
+    return {view.at(panel.batch, panel.kv_head, first), view.row, problem.dtype,
+            first + kTile < last};
+  int64_t stride;
+  const T* rows = rows_from(problem, view, panel, index, first, count, width, copy, &stride);
+  return {reinterpret_cast<const char*>(rows), stride * static_cast<int64_t>(sizeof(T)),
+          sizeof(T) == 8 ? Dtype::f64 : Dtype::f32, false};
+}
+
+// Makes the keys of a tile ready for a group, unless they are.
+template <class T>
+void fetch_keys(const Walk<T>& walk, const Queries<T>& g, const int64_t* index, int64_t first,
+                int64_t count, const Room<T>& room, Tile<T>* tile) {
+  const Problem& problem = walk.problem;
+  if (g.few && !tile->key_rows.at)
+    tile->key_rows = few_rows_from(problem, problem.key, walk.panel, index, first, count,
+                                   walk.seen.stop, problem.width, room.k);
+  if (!g.few && !tile->k)
+    tile->k = rows_from(problem, problem.key, walk.panel, index, first, count, problem.width,
+                        room.k, &tile->k_stride);
+}
+
+// And the values; `plain`: as numbers of T whatever the group.
+template <class T>
+void fetch_values(const Walk<T>& walk, const Queries<T>& g, bool plain, int64_t first,
+                  int64_t count, const Room<T>& room, Tile<T>* tile) {
+  const Problem& problem = walk.problem;
+  if (g.few_output && !tile->value_rows.at)
+    tile->value_rows = few_rows_from(problem, problem.value, walk.panel, nullptr, first, count,
+                                     walk.seen.stop, problem.value_width, room.v);
+  if ((plain || !g.few_output) && !tile->v)
+    tile->v = rows_from(problem, problem.value, walk.panel, nullptr, first, count,
+                        problem.value_width, room.v, &tile->v_stride);
+}
+
 template <class T>
 bool all_finite(const T* rows, int64_t stride, int64_t count, int64_t width) {
   T sum = 0;
@@ -303,24 +370,11 @@ bool all_finite(const T* rows, int64_t stride, int64_t count, int64_t width) {
   return sum == 0;
 }
 
-template <class T>
-inline void put_word(typename Lanes<T>::Word* words, int lanes, int lane, uint64_t bits) {
-  words[lane] = static_cast<typename Lanes<T>::Word>(bits);
-  if (sizeof(T) == 4) words[lanes + lane] = static_cast<typename Lanes<T>::Word>(bits >> 32);
-}
-
-template <class T>
-inline uint64_t word_of(const typename Lanes<T>::Word* words, int lanes, int lane) {
-  uint64_t bits = static_cast<std::make_unsigned_t<typename Lanes<T>::Word>>(words[lane]);
-  if (sizeof(T) == 4) bits |= uint64_t{static_cast<uint32_t>(words[lanes + lane])} << 32;
-  return bits;
-}
-
 // The bias of a tile, a row for each key. Returns whether -inf hides anything.
 template <class T>
 bool read_bias(const Walk<T>& walk, const Queries<T>& g, int64_t first, int count,
                const int64_t* index, T* bias, T* copy) {
-  constexpr int n = 16 / sizeof(T);
+  constexpr int n = Lanes<T>::n;
   const Problem& problem = walk.problem;
   const View& view = problem.bias;
   for (int lane = 0; lane < g.lanes; lane += n) {

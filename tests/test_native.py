@@ -11,6 +11,7 @@ import pytest
 
 import chumoku
 from chumoku import Causal, Watch, _native, attention
+from chumoku.kernels.native import plain
 
 WATCH = Watch(top=4, entropy=True, saturation=True, distance=True)
 
@@ -350,3 +351,43 @@ torch.set_flush_denormal(False)  # NumPy too compares as the thread is set
 print((output == value[0, 0, 0]).all(), (seen.max_logit > 0).all(), flushed)
 """
     assert run_python(code).stdout.split() == ["True", "True", flush]
+
+
+PLAIN_SHAPES = [
+    ((8, 16, 64), (8, 16, 64), (8, 16, 64)),
+    ((2, 3, 4, 5, 9), (2, 3, 2, 7, 9), (2, 3, 2, 7, 3)),
+    ((2, 1, 1, 128), (2, 1, 300, 128), (2, 1, 300, 1)),
+]
+
+
+@pytest.mark.parametrize("shapes", PLAIN_SHAPES, ids=str)
+@pytest.mark.parametrize("dtype", ["float64", "float32", "float16"])
+def test_a_plain_call_gives_what_the_long_way_gives(shapes, dtype):
+    rng = np.random.default_rng(0)
+    inputs = [rng.standard_normal(shape).astype(dtype) for shape in shapes]
+    for views in (inputs, [np.asfortranarray(a) for a in inputs], [a[..., ::-1] for a in inputs]):
+        output = plain(*views)
+        assert output is not None
+        assert output.tobytes() == attention(*views, kernel="native").tobytes()
+
+
+@pytest.mark.parametrize(
+    "shapes",
+    [
+        ((4, 8), (4, 8), (4, 8)),  # one head
+        ((2, 1, 4, 8), (1, 4, 8), (1, 4, 8)),  # leading axes are to be broadcast
+        ((3, 4, 8), (2, 4, 8), (2, 4, 8)),
+        ((2, 4, 8), (2, 4, 7), (2, 4, 8)),
+        ((2, 4, 8), (2, 5, 8), (2, 6, 8)),
+        ((2, 4, 8), (2, 6, 8), (2, 5, 8)),
+        ((2, 4, 8), (2, 4, 8), (1, 4, 8)),
+        ((2, 4, 8), (2, 0, 8), (2, 0, 8)),
+        ((2, 4, 1025), (2, 4, 1025), (2, 4, 8)),
+        ((2, 4, 8), (2, 4, 8), (2, 4, 1025)),
+        ((1,) * 33 + (4, 8), (1,) * 33 + (4, 8), (1,) * 33 + (4, 8)),
+        ((), (), ()),
+    ],
+    ids=lambda shapes: "-".join(map(str, shapes))[:60],
+)
+def test_what_is_not_plain_goes_the_long_way(shapes):
+    assert plain(*(np.ones(shape, np.float32) for shape in shapes)) is None

@@ -355,6 +355,31 @@ def test_same_bits_for_a_slice_of_queries_and_an_entry_alone(dtype, option):
                 assert bits(part) == bits(whole[entries, :, rows]), (entries, rows, threads)
 
 
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("width", [1, 8, 9, 15, 16, 17, 23, 40, 72, 130])
+def test_same_bits_for_few_queries_of_any_width(dtype, width):
+    # Few queries have keys in the lanes; many have queries there.
+    rng = np.random.default_rng(width)
+    value_width = int(rng.choice([1, 7, 8, 16, 20, 33, 64, 100]))
+    query = rng.standard_normal((3, 40, width)).astype(dtype)
+    key = rng.standard_normal((3, 150, width)).astype(dtype)
+    value = rng.standard_normal((3, 150, value_width)).astype(dtype)
+    value[1, 10:12] = np.nan
+    cells = rng.random((40, 150)) < 0.8
+    cells[:, 10] = cells[::2, 11] = False
+    watch = Watch(top=3, entropy=True, saturation=True)
+    for mask in (None, cells):
+        whole, seen = attention(query, key, value, mask=mask, watch=watch, kernel="native")
+        for rows in (slice(5, 6), slice(6, 8), slice(8, 11), slice(30, 34), slice(11, 18)):
+            own = None if mask is None else mask[rows]
+            part, few = attention(
+                query[:, rows], key, value, mask=own, watch=watch, kernel="native"
+            )
+            assert bits(part) == bits(whole[:, rows]), rows
+            for name, fact in few.facts().items():
+                assert bits(fact) == bits(seen.facts()[name][:, rows]), (name, rows)
+
+
 @of_every_kind
 def test_same_bits_in_every_layout_and_unwatched(dtype, option):
     inputs, options = arrays(dtype), OPTIONS[option](dtype, ROWS, ENTRIES)

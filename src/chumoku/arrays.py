@@ -72,6 +72,10 @@ class Guest(ABC):
     def view(self, name: str, value: Any, wanted: Wanted) -> NDArray[Any]:
         """NumPy's view of an array of the kind; its dtype may still be a wrong one."""
 
+    def plain(self, value: Any) -> NDArray[Any] | None:
+        """NumPy's view of an array that needs no checks, or None when they must be made."""
+        return None
+
     @abstractmethod
     def back(self, array: NDArray[Any]) -> Any:
         """An array of ours as one of the caller's kind, on the device of the query."""
@@ -115,6 +119,9 @@ class _NumPy(Guest):
     def owns(self, value: Any) -> bool:
         return isinstance(value, np.ndarray)
 
+    def plain(self, value: Any) -> NDArray[Any] | None:
+        return value if type(value) is np.ndarray else None
+
     def view(self, name: str, value: Any, wanted: Wanted) -> NDArray[Any]:
         if type(value) is np.ndarray:
             return value
@@ -141,6 +148,21 @@ class _Torch(Guest):
 
     def owns(self, value: Any) -> bool:
         return isinstance(value, self.torch.Tensor)
+
+    def plain(self, value: Any) -> NDArray[Any] | None:
+        torch = self.torch
+        if type(value) is not torch.Tensor:
+            return None
+        try:
+            # numpy() refuses what is not plain, but reads what has no memory, and knows neither
+            # tangents nor modes.
+            if torch.autograd.forward_ad._current_level >= 0 or not value.data_ptr():
+                return None
+            if torch._C._len_torch_dispatch_stack():
+                return None
+            return value.numpy()  # type: ignore[no-any-return]
+        except (AttributeError, RuntimeError, TypeError, ValueError):
+            return None
 
     def view(self, name: str, value: Any, wanted: Wanted) -> NDArray[Any]:
         torch = self.torch

@@ -14,7 +14,7 @@ from chumoku.arrays import POSITIONS, Guest, any_array, guest_of
 from chumoku.checks import real, shown
 from chumoku.dropout import Dropout
 from chumoku.errors import InvalidArgumentError, InvalidTypeError, UnavailableError
-from chumoku.kernels import KERNELS, Call, Kernel
+from chumoku.kernels import KERNELS, Call, Kernel, native
 from chumoku.mask import Cells, Mask
 from chumoku.record import open_recordings
 from chumoku.statistics import Array, Statistics, Watch
@@ -124,8 +124,14 @@ def attention(
         No kernel can serve the call here.
     """
     guest = guest_of(query)
-    arrays = _arrays(guest, query=query, key=key, value=value)
     recordings = open_recordings()
+    shaped = mask is not None or bias is not None or scale is not None or softcap is not None
+    shaped = shaped or sinks is not None or dropout is not None or kernel is not None
+    if not shaped and watch is None and not recordings:
+        result = _plain(guest, query, key, value)
+        if result is not None:
+            return result
+    arrays = _arrays(guest, query=query, key=key, value=value)
     asked = _instance("watch", watch, Watch, "Watch(top=8, entropy=True, ...)") or NOTHING
     for open_one in recordings:
         asked = asked | open_one.watch
@@ -238,6 +244,15 @@ def _choose(call: Call, name: str | None) -> Kernel:
         expected="a call that one of them can serve",
         cure='kernel="reference" computes it all the same, if the memory allows.',
     )
+
+
+def _plain(guest: Guest, query: Array, key: Array, value: Array) -> Array | None:
+    """What a call of nothing but arrays gives; None when it must go the long way."""
+    q, k, v = guest.plain(query), guest.plain(key), guest.plain(value)
+    if q is None or k is None or v is None:
+        return None
+    output = native.plain(q, k, v)
+    return None if output is None else guest.back(output)
 
 
 # Checking

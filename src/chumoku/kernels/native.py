@@ -39,6 +39,12 @@ Ints = NDArray[np.int64]
 ASKED_SCORES = 2**20
 HELD_SCORES = 2**27
 
+# Strides of 0 can promise more queries than memory holds; such calls are looked at more closely.
+PLAIN_NUMBERS = 2**32
+
+# What a plain call computes. (bfloat16 is no dtype of NumPy's own; buffers know nothing of it.)
+_PLAIN = {np.dtype(dtype): dtype for dtype in ("float64", "float32", "float16")}
+
 # Masses of up to so many groups are kept beside a row's running sums; of more, a second pass adds
 # them up.
 KEPT_GROUPS = 1024
@@ -72,6 +78,21 @@ def run(call: Call) -> tuple[Reals, Statistics]:
         for name, fact in facts.items():
             fact[own] = some[name]
     return output, _statistics(call, facts, totals)
+
+
+def plain(query: Reals, key: Reals, value: Reals) -> Reals | None:
+    """A call of nothing but query, key and value, whose sizes C++ checks; it makes no Call.
+
+    None when something is out of the ordinary: then `run` serves it, or the checks before it say
+    what is wrong.
+    """
+    dtype = _PLAIN.get(query.dtype)
+    if dtype is None or query.dtype != key.dtype or query.dtype != value.dtype:
+        return None
+    if query.ndim > 32 or query.size > PLAIN_NUMBERS or value.shape[-1:] > (1024,):
+        return None
+    output = np.empty(query.shape[:-1] + value.shape[-1:], query.dtype)
+    return output if _native.plain(query, key, value, output, dtype) else None
 
 
 def weights(call: Call, rows: Ints, keys: Ints, lse: Reals | None) -> Reals:
