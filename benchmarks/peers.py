@@ -43,11 +43,12 @@ def _chumoku(**watch: Any) -> Callable[[Case, int], Timed]:
         asked = dict(watch)
         if asked.get("groups"):
             asked["groups"] = np.arange(case.keys) % 4
-        given: dict[str, Any] = {"mask": case.mask_value(), "bias": case.bias_array()}
+        everything = {"mask": case.mask_value(), "bias": case.bias_array()}
+        given: dict[str, Any] = {name: one for name, one in everything.items() if one is not None}
         if asked:
             given["watch"] = chumoku.Watch(**asked)
         call = chumoku.attention
-        return Timed(lambda: call(query, key, value, kernel="native", **given), _first)
+        return Timed(lambda: call(query, key, value, **given), _first)
 
     return make
 
@@ -58,7 +59,7 @@ def _chumoku_tensors(case: Case, threads: int) -> Timed:
 
     torch, query, key, value = _tensors(case, threads)
     chumoku.set_threads(threads)
-    given: dict[str, Any] = {"mask": case.mask_value()}
+    given: dict[str, Any] = {"mask": case.mask_value()} if case.mask else {}
     if case.bias:
         given["bias"] = _tensor(torch, case.bias_array())
     return Timed(lambda: chumoku.attention(query, key, value, **given), _plain)

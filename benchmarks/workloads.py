@@ -78,8 +78,8 @@ class Case:
         """What chumoku is given."""
         if self.mask == "causal":
             return chumoku.Causal()
-        if self.mask == "window":
-            return chumoku.Window(255, 0)
+        if self.mask.startswith("window"):
+            return chumoku.Window(int(self.mask.partition(" ")[2] or 256) - 1, 0)
         if self.mask == "padding":
             return chumoku.Lengths(_lengths(self.batch, self.keys))
         if self.mask == "documents":

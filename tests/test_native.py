@@ -8,6 +8,7 @@ import threading
 
 import numpy as np
 import pytest
+from cases import DTYPES
 
 import chumoku
 from chumoku import Causal, Watch, _native, attention
@@ -361,7 +362,7 @@ PLAIN_SHAPES = [
 
 
 @pytest.mark.parametrize("shapes", PLAIN_SHAPES, ids=str)
-@pytest.mark.parametrize("dtype", ["float64", "float32", "float16"])
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_a_plain_call_gives_what_the_long_way_gives(shapes, dtype):
     rng = np.random.default_rng(0)
     inputs = [rng.standard_normal(shape).astype(dtype) for shape in shapes]

@@ -32,6 +32,8 @@ if TYPE_CHECKING:
 
 name = "native"
 
+DTYPES = ("float64", "float32", "float16", "bfloat16")
+
 Reals = NDArray[Any]
 Ints = NDArray[np.int64]
 
@@ -42,9 +44,6 @@ HELD_SCORES = 2**27
 # Strides of 0 can promise more queries than memory holds; such calls are looked at more closely.
 PLAIN_NUMBERS = 2**32
 
-# What a plain call computes. (bfloat16 is no dtype of NumPy's own; buffers know nothing of it.)
-_PLAIN = {np.dtype(dtype): dtype for dtype in ("float64", "float32", "float16")}
-
 # Masses of up to so many groups are kept beside a row's running sums; of more, a second pass adds
 # them up.
 KEPT_GROUPS = 1024
@@ -52,7 +51,7 @@ KEPT_GROUPS = 1024
 
 def refuses(call: Call) -> str | None:
     """Why this kernel cannot serve the call, or None when it can."""
-    if dtype_name(call.query.dtype) not in ("float64", "float32", "float16", "bfloat16"):
+    if dtype_name(call.query.dtype) not in DTYPES:
         return f"it computes float64, float32, float16 and bfloat16, not {call.query.dtype}"
     if call.watch.top and call.query.dtype != np.float64 and call.key.shape[-2] > 2**31:
         return "it names the top keys among 2**31 at most, but in float64"
@@ -86,13 +85,16 @@ def plain(query: Reals, key: Reals, value: Reals) -> Reals | None:
     None when something is out of the ordinary: then `run` serves it, or the checks before it say
     what is wrong.
     """
-    dtype = _PLAIN.get(query.dtype)
-    if dtype is None or query.dtype != key.dtype or query.dtype != value.dtype:
+    dtype = dtype_name(query.dtype)
+    if not query.dtype == key.dtype == value.dtype or dtype not in DTYPES:
         return None
     if query.ndim > 32 or query.size > PLAIN_NUMBERS or value.shape[-1:] > (1024,):
         return None
     output = np.empty(query.shape[:-1] + value.shape[-1:], query.dtype)
-    return output if _native.plain(query, key, value, output, dtype) else None
+    if query.dtype.itemsize == 2:
+        query, key, value = _plain(query), _plain(key), _plain(value)
+    done = query.dtype.isnative and _native.plain(query, key, value, _plain(output), dtype)
+    return output if done else None
 
 
 def weights(call: Call, rows: Ints, keys: Ints, lse: Reals | None) -> Reals:
