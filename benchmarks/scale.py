@@ -2,9 +2,9 @@
 
     python benchmarks/scale.py [--threads 1]
 
-Writes benchmarks/results/scale.json, and the pictures into docs/performance. Each contender walks up the lengths, a process for each, until it dies: of memory (20 GiB), of time
-(two minutes), or of an error of its own. One head of width 64, as many queries as keys, float32.
-Needs matplotlib for the pictures.
+Writes benchmarks/results/scale.json, and the pictures into docs/performance. Each contender walks
+up the lengths, a process for each, until it dies: of memory (20 GiB), of time (two minutes), or of
+an error of its own. One head of width 64, as many queries as keys, float32. Needs matplotlib.
 """
 
 from __future__ import annotations

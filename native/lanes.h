@@ -143,6 +143,31 @@ inline F64 larger(F64 x, F64 y) {
 #endif
 }
 
+// The lesser one; y when either is NaN.
+inline F32 lesser(F32 x, F32 y) {
+#if defined(__AVX512F__)
+  return _mm512_maskz_min_ps(0xffff, x, y);
+#elif defined(__AVX2__) && CHUMOKU_BYTES == 32
+  return _mm256_min_ps(x, y);
+#elif defined(__x86_64__) && CHUMOKU_BYTES == 16
+  return _mm_min_ps(x, y);
+#else
+  return x < y ? x : y;
+#endif
+}
+
+inline F64 lesser(F64 x, F64 y) {
+#if defined(__AVX512F__)
+  return _mm512_maskz_min_pd(0xff, x, y);
+#elif defined(__AVX2__) && CHUMOKU_BYTES == 32
+  return _mm256_min_pd(x, y);
+#elif defined(__x86_64__) && CHUMOKU_BYTES == 16
+  return _mm_min_pd(x, y);
+#else
+  return x < y ? x : y;
+#endif
+}
+
 inline bool any(I32 m) {
 #if defined(__AVX512F__)
   return _mm512_movepi32_mask(reinterpret_cast<__m512i>(m)) != 0;
@@ -160,6 +185,27 @@ inline bool any(I32 m) {
 inline bool any(I64 m) {
   I64 odd = m;
   return any(reinterpret_cast<I32>(odd));
+}
+
+// Whether some lane's x is above y, or one of them is NaN.
+inline bool any_above(F32 x, F32 y) {
+#if defined(__AVX512F__)
+  return _mm512_cmp_ps_mask(x, y, _CMP_NLE_UQ) != 0;
+#elif defined(__AVX2__) && CHUMOKU_BYTES == 32
+  return _mm256_movemask_ps(_mm256_cmp_ps(x, y, _CMP_NLE_UQ)) != 0;
+#else
+  return any(~(x <= y));
+#endif
+}
+
+inline bool any_above(F64 x, F64 y) {
+#if defined(__AVX512F__)
+  return _mm512_cmp_pd_mask(x, y, _CMP_NLE_UQ) != 0;
+#elif defined(__AVX2__) && CHUMOKU_BYTES == 32
+  return _mm256_movemask_pd(_mm256_cmp_pd(x, y, _CMP_NLE_UQ)) != 0;
+#else
+  return any(~(x <= y));
+#endif
 }
 
 #if defined(__FMA__) || defined(__aarch64__)

@@ -144,10 +144,10 @@ struct Sums {
       int at = v * Lanes<T>::n;
       ref[v] = load(references + at);
       sum[v] = V{};
+      best[v] = load(g.state + kMax * g.lanes + at);
       if constexpr (kFacts) {
         shifted[v] = V{};
         lead[v] = load(g.state + kLead * g.lanes + at);
-        best[v] = load(g.state + kMax * g.lanes + at);
         rest[v] = V{};
         squares[v] = V{};
       }
@@ -158,13 +158,12 @@ struct Sums {
     V d = score - ref[v];  // before anything is multiplied: large scores would drown it
     V p = exp2_lanes<T>(d, unit);
     sum[v] += p;
+    best[v] = larger(score, best[v]);
     if constexpr (kFacts) {
       shifted[v] = fma(p, larger(spread(unit.lowest), d), shifted[v]);
       // The largest weight is kept aside; of each pair the smaller goes to the rest.
-      auto leads = score > best[v];
-      V smaller = leads ? lead[v] : p;
-      lead[v] = leads ? p : lead[v];
-      best[v] = larger(score, best[v]);
+      V smaller = lesser(lead[v], p);
+      lead[v] = larger(p, lead[v]);
       rest[v] += smaller;
       squares[v] = fma(smaller, smaller, squares[v]);
     }
@@ -178,6 +177,7 @@ struct Sums {
       auto field = [&](int f) { return g.state + f * g.lanes + at; };
       V a = load(alpha + at), old = load(field(kSum));
       store(field(kSum), fma(old, a, sum[v]));
+      store(field(kMax), best[v]);
       if constexpr (kFacts) {
         V t = fma(load(moved + at), old, load(field(kShifted)));
         store(field(kShifted), fma(t, a, shifted[v]));
@@ -388,52 +388,77 @@ inline void insert_top(const Queries<T>& g, int64_t top, int at, Ranked<T> x) {
   }
 }
 
-// kTop: so long a list stays in registers while the tile is gone through; 0: it does not.
-template <class T, int kTop>
-void watch_top(const Queries<T>& g, const Tile<T>& tile, int64_t top, const T* scores, int at) {
+// Scores of a tile that may go into the lists: those above the last entry of some lane's list, as
+// the tile begins, or NaN. Kept apart, for most tiles have few of them.
+template <class T, int NV>
+struct Candidates {
+  T* scores;    // [NV][kTile + 8][n]
+  int32_t* at;  // [NV][kTile + 8] which keys of the tile
+  Vec<T> last[NV];
+  int count[NV];
+
+  inline void begin(const Queries<T>& g, int64_t top) {
+    for (int v = 0; v < NV; ++v) {
+      last[v] = load(g.top + (top - 1) * g.lanes + v * Lanes<T>::n);
+      count[v] = 0;
+    }
+  }
+
+  inline void offer(Vec<T> score, int v, int key) {
+    int i = v * (kTile + 8) + count[v];
+    store(scores + i * Lanes<T>::n, score);
+    at[i] = key;
+    count[v] += any_above(score, last[v]);
+  }
+};
+
+// kTop: so long a list stays in registers while the candidates are gone through; 0: it does not.
+template <class T, int kTop, int NV>
+void watch_top(const Queries<T>& g, const Tile<T>& tile, int64_t top,
+               const Candidates<T, NV>& candidates, int v) {
   using L = Lanes<T>;
+  int at = v * L::n;
   Ranked<T> list[kTop + 1];
   for (int i = 0; i < kTop; ++i) list[i] = load_ranked(g, i, at);
   const T* last = g.top + (top - 1) * g.lanes + at;
-  for (int key = tile.low; key < tile.high; ++key) {
+  for (int i = v * (kTile + 8); i < v * (kTile + 8) + candidates.count[v]; ++i) {
     if (top > kLongList && stopping()) return;
     Ranked<T> x;
-    Vec<T> score_here = load(scores + key * g.lanes + at);
-    x.score = score_here == score_here ? score_here : spread(-kNothing<T>);  // NaN comes first
-    if (!any(x.score > (kTop ? list[std::max(0, kTop - 1)].score : load(last)))) continue;
-    x.key = static_cast<typename L::Word>(tile.first + key) - typename L::M{};
+    Vec<T> score = load(candidates.scores + i * L::n);
+    x.score = score == score ? score : spread(-kNothing<T>);  // NaN comes first
+    if (!any_above(x.score, kTop ? list[std::max(0, kTop - 1)].score : load(last))) continue;
+    x.key = static_cast<typename L::Word>(tile.first + candidates.at[i]) - typename L::M{};
     if constexpr (kTop == 0) {
       insert_top(g, top, at, x);
     } else {
-      Vec<T> score = x.score;
+      score = x.score;
 #pragma GCC unroll 8
-      for (int i = 0; i < kTop; ++i) list[i].push(score, x);
+      for (int j = 0; j < kTop; ++j) list[j].push(score, x);
     }
   }
   for (int i = 0; i < kTop; ++i) store_ranked(g, i, at, list[i]);
 }
 
 template <class T, int NV>
-void watch_top(const Queries<T>& g, const Tile<T>& tile, int64_t top, const T* scores,
-               const Vec<T>* best, const Vec<T>* sum) {
+void watch_top(const Queries<T>& g, const Tile<T>& tile, int64_t top,
+               const Candidates<T, NV>& candidates) {
   for (int v = 0; v < NV; ++v) {
-    int at = v * Lanes<T>::n;
-    if (!any((best[v] > load(g.top + (top - 1) * g.lanes + at)) | (sum[v] != sum[v]))) continue;
+    if (candidates.count[v] == 0) continue;
     switch (top) {
       case 1:
-        watch_top<T, 1>(g, tile, top, scores, at);
+        watch_top<T, 1, NV>(g, tile, top, candidates, v);
         break;
       case 2:
-        watch_top<T, 2>(g, tile, top, scores, at);
+        watch_top<T, 2, NV>(g, tile, top, candidates, v);
         break;
       case 4:
-        watch_top<T, 4>(g, tile, top, scores, at);
+        watch_top<T, 4, NV>(g, tile, top, candidates, v);
         break;
       case 8:
-        watch_top<T, 8>(g, tile, top, scores, at);
+        watch_top<T, 8, NV>(g, tile, top, candidates, v);
         break;
       default:
-        watch_top<T, 0>(g, tile, top, scores, at);
+        watch_top<T, 0, NV>(g, tile, top, candidates, v);
     }
   }
 }
@@ -511,9 +536,10 @@ template <class T, int NV>
 // Buffers of one worker for one tile: scores or weights, and numbers of each lane.
 template <class T>
 struct Buffers {
-  T *scores, *weights, *bias;
+  T *scores, *weights, *bias, *candidates;
   T *alpha, *moved, *ref, *position;
   uint64_t* counters;  // query of each lane, then its head
+  int32_t* candidate_keys;
 };
 
 // Scores, weights and mix of one tile. Exp is taken in registers as long as no lane's reference
@@ -526,10 +552,8 @@ void step(Queries<T>& g, const Tile<T>& tile, const Plan<T>& plan, const Problem
   constexpr int kStep = NV * L::n;
   T* state = g.state;
   V factor = spread(plan.unit.high), nothing = spread(kNothing<T>), one = spread(T(1));
-  V best[NV];
   bool fresh = false;  // a lane that has seen nothing yet has no reference to take exp against
   for (int v = 0; v < NV; ++v) {
-    best[v] = nothing;
     V ref = load(state + kRef * kStep + v * L::n);
     fresh = fresh || any(ref == nothing);
     store(b.ref + v * L::n, ref);
@@ -537,20 +561,22 @@ void step(Queries<T>& g, const Tile<T>& tile, const Plan<T>& plan, const Problem
     store(b.moved + v * L::n, V{});
   }
   Sums<T, NV, kFacts> sums;
+  Candidates<T, NV> candidates{b.candidates, b.candidate_keys, {}, {}};
   bool done = false;
   if (!fresh) {
     sums.begin(g, plan, b.ref);
+    if (plan.top) candidates.begin(g, plan.top);
     score_tile<T, NV>(g, tile, plan, problem.width, [&](int key, int v, V s) {
-      best[v] = larger(s, best[v]);
-      if (plan.top) store(b.scores + key * kStep + v * L::n, s);
+      if (plan.top) candidates.offer(s, v, key);
       store(b.weights + key * kStep + v * L::n, sums.weigh(s, v));
     });
     done = true;
     for (int v = 0; v < NV; ++v)
-      done = done && !any((best[v] - sums.ref[v]) * factor > spread(T(kSlack)));
+      done = done && !any((sums.best[v] - sums.ref[v]) * factor > spread(T(kSlack)));
   }
   if (!done) {
-    for (int v = 0; v < NV; ++v) best[v] = nothing;
+    V best[NV];
+    for (int v = 0; v < NV; ++v) best[v] = load(state + kMax * kStep + v * L::n);
     score_tile<T, NV>(g, tile, plan, problem.width, [&](int key, int v, V s) {
       best[v] = larger(s, best[v]);
       store(b.scores + key * kStep + v * L::n, s);
@@ -568,6 +594,7 @@ void step(Queries<T>& g, const Tile<T>& tile, const Plan<T>& plan, const Problem
       store(b.moved + v * L::n, grows && !none ? way : V{});
     }
     sums.begin(g, plan, b.ref);
+    if (plan.top) candidates.begin(g, plan.top);
     int from = tile.low / kAtOnce<NV> * kAtOnce<NV>;
     if constexpr (kFacts)
       for (int v = 0; v < NV; ++v) {
@@ -577,15 +604,12 @@ void step(Queries<T>& g, const Tile<T>& tile, const Plan<T>& plan, const Problem
     for (int key = from; key < tile.high; ++key)
       for (int v = 0; v < NV; ++v) {
         V s = load(b.scores + key * kStep + v * L::n);
+        if (plan.top) candidates.offer(s, v, key);
         store(b.weights + key * kStep + v * L::n, sums.weigh(s, v));
       }
   }
-  if (plan.top) watch_top<T, NV>(g, tile, plan.top, b.scores, best, sums.sum);
+  if (plan.top) watch_top<T, NV>(g, tile, plan.top, candidates);
   sums.end(g, b.alpha, b.moved);
-  for (int v = 0; v < NV; ++v) {
-    T* most = state + kMax * kStep + v * L::n;
-    store(most, larger(best[v], load(most)));
-  }
   if (plan.distance) watch_distance<T, NV>(g, tile, b.weights, b.alpha, b.position);
   if (g.masses) watch_groups<T, NV>(g, tile, problem.facts, b.weights, b.alpha);
   if (problem.dropped) drop<T, NV>(tile, problem, b.counters, batch, b.weights);

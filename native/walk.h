@@ -227,7 +227,9 @@ Room<T> room_of(const Problem& problem, int64_t rows, Scratch& scratch) {
                      state,
                      state,
                      (kTile + 8) * Lanes<T>::n * kItem,
-                     kFew<T> * problem.value_width * kItem};
+                     kFew<T> * problem.value_width * kItem,
+                     problem.listed() ? tile : 0,
+                     problem.listed() ? 3 * (kTile + 8) * 4 : 0};
   constexpr int kParts = sizeof sizes / sizeof *sizes;
   int64_t total = 0;
   for (int64_t size : sizes) total += (size + kLine - 1) / kLine * kLine;
@@ -245,8 +247,9 @@ Room<T> room_of(const Problem& problem, int64_t rows, Scratch& scratch) {
           numbers(3),
           numbers(12),
           numbers(13),
-          {numbers(4), numbers(5), numbers(6), per_lane, per_lane + lanes, per_lane + 2 * lanes,
-           per_lane + 3 * lanes, reinterpret_cast<uint64_t*>(parts[8])},
+          {numbers(4), numbers(5), numbers(6), numbers(14), per_lane, per_lane + lanes,
+           per_lane + 2 * lanes, per_lane + 3 * lanes, reinterpret_cast<uint64_t*>(parts[8]),
+           reinterpret_cast<int32_t*>(parts[15])},
           reinterpret_cast<typename Lanes<T>::Word*>(parts[9]),
           {parts[10], parts[11]}};
 }
