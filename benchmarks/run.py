@@ -20,7 +20,6 @@ import ctypes
 import json
 import os
 import platform
-import resource
 import shutil
 import signal
 import statistics
@@ -45,13 +44,11 @@ sys.path.insert(0, str(ROOT))  # run as a file, or by run.py
 def worker(case: Any, name: str, threads: int) -> None:
     """Say how the first call went; then answer each line with the seconds that calls took."""
     from benchmarks.peers import CONTENDERS, Unfit
-    from benchmarks.workloads import WORST_ERROR
+    from benchmarks.workloads import WORST_ERROR, peak_of
 
     try:
         timed = CONTENDERS[name.split("@")[0]](case, threads)
-        before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-        result = timed.run()
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
+        result, peak = peak_of(timed.run)
         error = case.error(timed.output(result))
         del result
     except (Unfit, ImportError) as reason:
@@ -64,7 +61,7 @@ def worker(case: Any, name: str, threads: int) -> None:
     if not error < WORST_ERROR[case.dtype]:
         print(json.dumps({"unfit": f"its error against float64 is {error:.1e}"}), flush=True)
         return
-    print(json.dumps({"error": error, "MB": peak / 1024}), flush=True)
+    print(json.dumps({"error": error, "MB": peak}), flush=True)
     for _ in sys.stdin:
         timed.run()
         times: list[float] = []

@@ -35,17 +35,14 @@ LONG = 2.0
 def measure(name: str, length: int, mask: str, threads: int) -> dict[str, Any]:
     """Median seconds and peak memory of one contender at one length, in this process."""
     from benchmarks.peers import CONTENDERS as makers
-    from benchmarks.workloads import WORST_ERROR, Case
+    from benchmarks.workloads import WORST_ERROR, Case, peak_of
 
     resource.setrlimit(resource.RLIMIT_DATA, (MEMORY, MEMORY))
     case = Case(name, 1, 1, 1, length, length, 64, mask)
     timed = makers[name](case, threads)
-    # What the call needs: its arguments are there already.
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     begun = time.perf_counter()
-    result = timed.run()
+    result, peak = peak_of(timed.run)
     times = [time.perf_counter() - begun]
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
     error = case.error(timed.output(result))
     if not error < WORST_ERROR["float32"]:
         raise ValueError(f"its error against float64 is {error:.1e}")
@@ -53,7 +50,7 @@ def measure(name: str, length: int, mask: str, threads: int) -> dict[str, Any]:
         begun = time.perf_counter()
         timed.run()
         times.append(time.perf_counter() - begun)
-    return {"seconds": statistics.median(times), "MB": peak / 1024, "error": error}
+    return {"seconds": statistics.median(times), "MB": peak, "error": error}
 
 
 def attempt(name: str, length: int, mask: str, threads: int) -> dict[str, Any]:
