@@ -71,10 +71,11 @@ std::vector<Panel> panels_of(const Problem& p, const Table& table, int threads) 
   int64_t size = (rows + pieces - 1) / pieces;
   size = std::min(table.most_rows, (size + table.unit - 1) / table.unit * table.unit);
   std::vector<Panel> panels;
-  // Last rows first: under a causal mask they see most keys, and long items are best begun early.
-  for (int64_t first = (rows - 1) / size * size; first >= 0; first -= size)
-    for (int64_t b = 0; b < p.batch; ++b)
-      for (int64_t h = 0; h < p.kv_heads; ++h)
+  // Head by head, so that threads read the same keys; last rows first: under a causal mask they see
+  // most keys, and long items are best begun early.
+  for (int64_t b = 0; b < p.batch; ++b)
+    for (int64_t h = 0; h < p.kv_heads; ++h)
+      for (int64_t first = (rows - 1) / size * size; first >= 0; first -= size)
         panels.push_back({b, h, first, std::min(size, rows - first)});
   return panels;
 }

@@ -35,6 +35,12 @@ typedef int64_t I64 __attribute__((vector_size(kBytes)));
 typedef uint32_t U32 __attribute__((vector_size(kBytes)));
 typedef uint64_t U64 __attribute__((vector_size(kBytes)));
 
+// Eight numbers, in as many instructions as that takes.
+typedef float F32x8 __attribute__((vector_size(32)));
+typedef double F64x8 __attribute__((vector_size(64)));
+typedef int32_t I32x8 __attribute__((vector_size(32)));
+typedef int64_t I64x8 __attribute__((vector_size(64)));
+
 template <class T>
 struct Lanes;
 
@@ -44,6 +50,8 @@ struct Lanes<float> {
   using M = I32;
   using U = U32;
   using Word = int32_t;
+  using Eight = F32x8;
+  using EightWords = I32x8;
   static constexpr int n = kBytes / 4;
   static constexpr float kRound = 12582912.0f;  // 1.5 * 2^23: adding it rounds to an integer
   static constexpr float kLowest = -127.0f;     // 2^x is 0 from here down
@@ -57,6 +65,8 @@ struct Lanes<double> {
   using M = I64;
   using U = U64;
   using Word = int64_t;
+  using Eight = F64x8;
+  using EightWords = I64x8;
   static constexpr int n = kBytes / 8;
   static constexpr double kRound = 6755399441055744.0;  // 1.5 * 2^52
   static constexpr double kLowest = -1023.0;
@@ -187,25 +197,63 @@ inline bool any(I64 m) {
   return any(reinterpret_cast<I32>(odd));
 }
 
-// Whether some lane's x is above y, or one of them is NaN.
-inline bool any_above(F32 x, F32 y) {
+// The lanes in which x is above y, or one of them is NaN, as bits.
+inline uint32_t lanes_above(F32 x, F32 y) {
 #if defined(__AVX512F__)
-  return _mm512_cmp_ps_mask(x, y, _CMP_NLE_UQ) != 0;
+  return _mm512_cmp_ps_mask(x, y, _CMP_NLE_UQ);
 #elif defined(__AVX2__) && CHUMOKU_BYTES == 32
-  return _mm256_movemask_ps(_mm256_cmp_ps(x, y, _CMP_NLE_UQ)) != 0;
+  return static_cast<uint32_t>(_mm256_movemask_ps(_mm256_cmp_ps(x, y, _CMP_NLE_UQ)));
+#elif defined(__x86_64__) && CHUMOKU_BYTES == 16
+  return static_cast<uint32_t>(_mm_movemask_ps(_mm_cmpnle_ps(x, y)));
 #else
-  return any(~(x <= y));
+  I32 m = ~(x <= y);
+  uint32_t bits = 0;
+  for (int i = 0; any(m) && i < kBytes / 4; ++i) bits |= static_cast<uint32_t>(m[i] & 1) << i;
+  return bits;
 #endif
 }
 
-inline bool any_above(F64 x, F64 y) {
+inline uint32_t lanes_above(F64 x, F64 y) {
 #if defined(__AVX512F__)
-  return _mm512_cmp_pd_mask(x, y, _CMP_NLE_UQ) != 0;
+  return _mm512_cmp_pd_mask(x, y, _CMP_NLE_UQ);
 #elif defined(__AVX2__) && CHUMOKU_BYTES == 32
-  return _mm256_movemask_pd(_mm256_cmp_pd(x, y, _CMP_NLE_UQ)) != 0;
+  return static_cast<uint32_t>(_mm256_movemask_pd(_mm256_cmp_pd(x, y, _CMP_NLE_UQ)));
+#elif defined(__x86_64__) && CHUMOKU_BYTES == 16
+  return static_cast<uint32_t>(_mm_movemask_pd(_mm_cmpnle_pd(x, y)));
 #else
-  return any(~(x <= y));
+  I64 m = ~(x <= y);
+  uint32_t bits = 0;
+  for (int i = 0; any(m) && i < kBytes / 8; ++i) bits |= static_cast<uint32_t>(m[i] & 1) << i;
+  return bits;
 #endif
+}
+
+// The numbers of the lanes whose bits are set one after another, which lanes they are, and `key`
+// beside each. Up to a vector is written to each array.
+inline void string_lanes(F32 x, uint32_t bits, int32_t key, float* numbers, int32_t* lanes,
+                         int32_t* keys) {
+#if defined(__AVX512F__)
+  I32 order = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15}, all = I32{} + key;
+  auto mask = static_cast<__mmask16>(bits);
+  _mm512_storeu_ps(numbers, _mm512_maskz_compress_ps(mask, x));
+  _mm512_storeu_si512(lanes, _mm512_maskz_compress_epi32(mask, reinterpret_cast<__m512i>(order)));
+  _mm512_storeu_si512(keys, reinterpret_cast<__m512i>(all));
+#else
+  for (; bits; bits &= bits - 1) {
+    *lanes = __builtin_ctz(bits);
+    *numbers++ = x[*lanes++];
+    *keys++ = key;
+  }
+#endif
+}
+
+inline void string_lanes(F64 x, uint32_t bits, int32_t key, double* numbers, int32_t* lanes,
+                         int32_t* keys) {
+  for (; bits; bits &= bits - 1) {
+    *lanes = __builtin_ctz(bits);
+    *numbers++ = x[*lanes++];
+    *keys++ = key;
+  }
 }
 
 #if defined(__FMA__) || defined(__aarch64__)
@@ -287,6 +335,22 @@ inline Vec<T> tanh_lanes(Vec<T> x) {
   Vec<T> power = exp2_whole<T>(shifted);
   Vec<T> less_one = fma(power, f * exp2_series<T, 1>(f), power - T(1));
   return less_one / (less_one + T(2));
+}
+
+// The natural logarithm of a normal positive number, or NaN, within 2 units in the last place:
+// ln x = e ln 2 + 2 atanh s with s = (m - 1) / (m + 1), m from 1/sqrt 2 to sqrt 2, atanh by Taylor.
+inline F64 log_lanes(F64 x) {
+  constexpr int64_t kRootHalf = 0x3fe6a09e667f3bcd;
+  constexpr double kHigh = 0.693147180369123816490, kLow = 1.90821492927058770002e-10;  // ln 2
+  I64 bits = reinterpret_cast<I64>(x), whole = (bits - kRootHalf) >> 52;
+  bits -= whole << 52;
+  F64 m = reinterpret_cast<F64>(bits), e = __builtin_convertvector(whole, F64);
+  F64 s = (m - 1) / (m + 1), z = s * s, sum{};
+#pragma GCC unroll 10
+  for (int i = 10; i >= 1; --i) sum = fma(sum, z, spread(1.0 / (2 * i + 1)));
+  F64 twice = s + s;
+  F64 log = fma(e, spread(kHigh), fma(twice, sum * z, e * kLow) + twice);
+  return x == x ? log : x;
 }
 
 // The low halves of 64-bit lanes multiplied into whole ones.

@@ -10,8 +10,8 @@
 #include "attention.h"
 #include "few.h"
 #include "lanes.h"
+#include "lists.h"
 #include "mask.h"
-#include "pool.h"
 
 namespace chumoku::CHUMOKU_ISA {
 namespace {
@@ -26,19 +26,18 @@ template <int vectors>
 constexpr int kAtOnce = kBytes == 64 || vectors == 1 ? 8 : 4;
 
 // What is kept of each lane.
-enum Field { kRef, kSum, kMax, kShifted, kLead, kRest, kSquares, kDistance, kFields };
+enum Field { kRef, kSum, kMax, kShifted, kLead, kRest, kSquares, kDistance, kLeast, kFields };
 
 // A group of queries, as wide as one to three vectors, and its state. Nothing is set beforehand:
 // clearing room for the most groups would take longer than some calls.
 template <class T>
 struct Queries {
   int vectors, lanes, used;
-  int64_t first;  // row within the group of heads
-  T* q;           // [width][lanes]
-  T* o;           // [value_width][lanes]
-  T* state;       // [kFields][lanes]
-  T* top;         // [top][lanes] raw scores, largest first
-  typename Lanes<T>::Word* top_keys;
+  int64_t first;      // row within the group of heads
+  T* q;               // [width][lanes]
+  T* o;               // [value_width][lanes]
+  T* state;           // [kFields][lanes]
+  List<T> lists;      // of raw scores; from one lane to the next it is list_step()
   T* masses;          // [groups of keys][lanes]
   Range seen, solid;  // keys that some lane sees; keys that every lane sees
   // Of few queries: how many, where their raw scores go, and their output [queries][value_width]
@@ -343,126 +342,6 @@ template <class T>
               [&](auto number, auto count) { mix_few<T, decltype(number), count>(mix); });
 }
 
-// Lists of the largest scores, one in each lane: `score` goes in where it is larger than an entry,
-// which moves down with all below it. Equal scores stay behind those that came first.
-template <class T>
-struct Ranked {
-  Vec<T> score;
-  typename Lanes<T>::M key;
-
-  // Takes `other` in where `next` is larger than what is here; what was here goes on downwards.
-  inline void push(Vec<T> next, Ranked& other) {
-    auto goes = next > score;
-    Ranked old = *this;
-    score = goes ? other.score : old.score;
-    key = goes ? other.key : old.key;
-    other.score = goes ? old.score : other.score;
-    other.key = goes ? old.key : other.key;
-  }
-};
-
-template <class T>
-inline Ranked<T> load_ranked(const Queries<T>& g, int64_t i, int at) {
-  Ranked<T> x;
-  x.score = load(g.top + i * g.lanes + at);
-  __builtin_memcpy(&x.key, g.top_keys + i * g.lanes + at, sizeof x.key);
-  return x;
-}
-
-template <class T>
-inline void store_ranked(const Queries<T>& g, int64_t i, int at, const Ranked<T>& x) {
-  store(g.top + i * g.lanes + at, x.score);
-  __builtin_memcpy(g.top_keys + i * g.lanes + at, &x.key, sizeof x.key);
-}
-
-// Going through a list of so many takes long enough to ask whether to stop.
-constexpr int64_t kLongList = 4096;
-
-template <class T>
-inline void insert_top(const Queries<T>& g, int64_t top, int at, Ranked<T> x) {
-  Vec<T> score = x.score;
-  for (int64_t i = 0; i < top; ++i) {
-    Ranked<T> here = load_ranked(g, i, at);
-    here.push(score, x);
-    store_ranked(g, i, at, here);
-  }
-}
-
-// Scores of a tile that may go into the lists: those above the last entry of some lane's list, as
-// the tile begins, or NaN. Kept apart, for most tiles have few of them.
-template <class T, int NV>
-struct Candidates {
-  T* scores;    // [NV][kTile + 8][n]
-  int32_t* at;  // [NV][kTile + 8] which keys of the tile
-  Vec<T> last[NV];
-  int count[NV];
-
-  inline void begin(const Queries<T>& g, int64_t top) {
-    for (int v = 0; v < NV; ++v) {
-      last[v] = load(g.top + (top - 1) * g.lanes + v * Lanes<T>::n);
-      count[v] = 0;
-    }
-  }
-
-  inline void offer(Vec<T> score, int v, int key) {
-    int i = v * (kTile + 8) + count[v];
-    store(scores + i * Lanes<T>::n, score);
-    at[i] = key;
-    count[v] += any_above(score, last[v]);
-  }
-};
-
-// kTop: so long a list stays in registers while the candidates are gone through; 0: it does not.
-template <class T, int kTop, int NV>
-void watch_top(const Queries<T>& g, const Tile<T>& tile, int64_t top,
-               const Candidates<T, NV>& candidates, int v) {
-  using L = Lanes<T>;
-  int at = v * L::n;
-  Ranked<T> list[kTop + 1];
-  for (int i = 0; i < kTop; ++i) list[i] = load_ranked(g, i, at);
-  const T* last = g.top + (top - 1) * g.lanes + at;
-  for (int i = v * (kTile + 8); i < v * (kTile + 8) + candidates.count[v]; ++i) {
-    if (top > kLongList && stopping()) return;
-    Ranked<T> x;
-    Vec<T> score = load(candidates.scores + i * L::n);
-    x.score = score == score ? score : spread(-kNothing<T>);  // NaN comes first
-    if (!any_above(x.score, kTop ? list[std::max(0, kTop - 1)].score : load(last))) continue;
-    x.key = static_cast<typename L::Word>(tile.first + candidates.at[i]) - typename L::M{};
-    if constexpr (kTop == 0) {
-      insert_top(g, top, at, x);
-    } else {
-      score = x.score;
-#pragma GCC unroll 8
-      for (int j = 0; j < kTop; ++j) list[j].push(score, x);
-    }
-  }
-  for (int i = 0; i < kTop; ++i) store_ranked(g, i, at, list[i]);
-}
-
-template <class T, int NV>
-void watch_top(const Queries<T>& g, const Tile<T>& tile, int64_t top,
-               const Candidates<T, NV>& candidates) {
-  for (int v = 0; v < NV; ++v) {
-    if (candidates.count[v] == 0) continue;
-    switch (top) {
-      case 1:
-        watch_top<T, 1, NV>(g, tile, top, candidates, v);
-        break;
-      case 2:
-        watch_top<T, 2, NV>(g, tile, top, candidates, v);
-        break;
-      case 4:
-        watch_top<T, 4, NV>(g, tile, top, candidates, v);
-        break;
-      case 8:
-        watch_top<T, 8, NV>(g, tile, top, candidates, v);
-        break;
-      default:
-        watch_top<T, 0, NV>(g, tile, top, candidates, v);
-    }
-  }
-}
-
 template <class T, int NV>
 void watch_distance(Queries<T>& g, const Tile<T>& tile, const T* p, const T* alpha,
                     const T* position) {
@@ -565,7 +444,7 @@ void step(Queries<T>& g, const Tile<T>& tile, const Plan<T>& plan, const Problem
   bool done = false;
   if (!fresh) {
     sums.begin(g, plan, b.ref);
-    if (plan.top) candidates.begin(g, plan.top);
+    if (plan.top) candidates.begin(state + kLeast * kStep);
     score_tile<T, NV>(g, tile, plan, problem.width, [&](int key, int v, V s) {
       if (plan.top) candidates.offer(s, v, key);
       store(b.weights + key * kStep + v * L::n, sums.weigh(s, v));
@@ -594,8 +473,11 @@ void step(Queries<T>& g, const Tile<T>& tile, const Plan<T>& plan, const Problem
       store(b.moved + v * L::n, grows && !none ? way : V{});
     }
     sums.begin(g, plan, b.ref);
-    if (plan.top) candidates.begin(g, plan.top);
     int from = tile.low / kAtOnce<NV> * kAtOnce<NV>;
+    if (plan.top) candidates.begin(state + kLeast * kStep);
+    if (plan.top && fresh)
+      candidates.raise(b.scores, from, tile.high,
+                       static_cast<int>(std::min<int64_t>(plan.top, kTile)));
     if constexpr (kFacts)
       for (int v = 0; v < NV; ++v) {
         V a = load(b.alpha + v * L::n);
@@ -608,7 +490,8 @@ void step(Queries<T>& g, const Tile<T>& tile, const Plan<T>& plan, const Problem
         store(b.weights + key * kStep + v * L::n, sums.weigh(s, v));
       }
   }
-  if (plan.top) watch_top<T, NV>(g, tile, plan.top, candidates);
+  if (plan.top)
+    fill_lists<T, NV>(candidates, g.lists, plan.top, tile.first, state + kLeast * kStep);
   sums.end(g, b.alpha, b.moved);
   if (plan.distance) watch_distance<T, NV>(g, tile, b.weights, b.alpha, b.position);
   if (g.masses) watch_groups<T, NV>(g, tile, problem.facts, b.weights, b.alpha);

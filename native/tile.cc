@@ -97,13 +97,15 @@ void merge_group(const Problem& problem, const Plan<T>& plan, Queries<T>& a, con
     put(kMax, larger(theirs(kMax), mine(kMax)));
     put(kRef, ref);
   }
-  for (int at = 0; at < a.lanes; at += L::n)
-    for (int64_t i = 0; i < plan.top; ++i) {
-      // The rest of the lists is empty.
-      Ranked<T> next = load_ranked(b, i, at);
-      if (!any(next.key >= 0) || (plan.top > kLongList && stopping())) break;
-      insert_top(a, plan.top, at, next);
+  for (int lane = 0; plan.top && lane < a.lanes; ++lane) {
+    List<T> mine = list_of(problem, a, lane), theirs = list_of(problem, b, lane);
+    T& least = a.state[kLeast * a.lanes + lane];
+    for (int64_t i = 0; i < plan.top && theirs.scores[i] > mine.scores[plan.top - 1]; ++i) {
+      if (plan.top > kLongList && stopping()) return;
+      mine.insert(plan.top, theirs.scores[i], theirs.keys[i]);
     }
+    least = std::max(least, mine.scores[plan.top - 1]);
+  }
 }
 
 template <class T>
@@ -121,13 +123,12 @@ struct Ending {
 };
 
 // `mass` is that of the keys, `ref` the reference in nats, -inf when there is none.
-Ending ending_of(const Problem& problem, int64_t head, double mass, double ref) {
+Ending ending_of(const Problem& problem, int64_t head, double mass, double log_mass, double ref) {
   double sink = problem.sinks ? problem.sinks[head] : -INFINITY;
   if (sink == INFINITY) sink = NAN;
   if (mass == 0) return {0, sink, 0, sink == -INFINITY ? 0 : std::isnan(sink) ? sink : 1};
   if (sink == -INFINITY) {
-    double log_sum = std::log(mass);
-    return {1 / mass, ref + log_sum, log_sum, std::isnan(mass) ? mass : 0};
+    return {1 / mass, ref + log_mass, log_mass, std::isnan(mass) ? mass : 0};
   }
   double way = sink - ref, less = std::exp(-std::abs(way));
   bool above = way > 0;
@@ -137,10 +138,17 @@ Ending ending_of(const Problem& problem, int64_t head, double mass, double ref) 
           (above ? 1 : less) / sum};
 }
 
+// With the largest weight aside, what is left of a saturated row is not rounded away.
+template <class T>
+double mass_of(const Plan<T>& plan, const Queries<T>& g, int lane) {
+  auto field = [&](int name) { return static_cast<double>(g.state[name * g.lanes + lane]); };
+  return plan.facts ? field(kLead) + field(kRest) : field(kSum);
+}
+
 // Facts of one row, from what was kept of its lane; row `at` of all, of this head.
 template <class T>
 void write_facts(const Problem& problem, const Plan<T>& plan, const Queries<T>& g, int lane,
-                 int64_t head, int64_t at) {
+                 double log_mass, int64_t head, int64_t at) {
   const Facts& f = problem.facts;
   auto field = [&](int name) { return static_cast<double>(g.state[name * g.lanes + lane]); };
   auto put = [&](char* array, int64_t i, double x) {
@@ -148,10 +156,8 @@ void write_facts(const Problem& problem, const Plan<T>& plan, const Queries<T>& 
   };
   double sum = field(kSum), ref = field(kRef) * plan.scale;
   bool none = sum == 0;  // NaN is something
-  // With the largest weight aside, what is left of a saturated row is not rounded away.
   double lead = field(kLead), rest = field(kRest);
-  double mass = plan.facts ? lead + rest : sum;
-  Ending end = ending_of(problem, head, mass, ref);
+  Ending end = ending_of(problem, head, mass_of(plan, g, lane), log_mass, ref);
   put(f.lse, at, end.lse);
   if (f.exact_lse) f.exact_lse[at] = end.lse;
   double most = field(kMax);
@@ -165,19 +171,42 @@ void write_facts(const Problem& problem, const Plan<T>& plan, const Queries<T>& 
     double away = rest * end.share + end.sink_weight;
     double squares = field(kSquares) * end.share * end.share;
     lead *= end.share;
-    double nats = mass * end.way - plan.scale * field(kShifted);
+    double nats = mass_of(plan, g, lane) * end.way - plan.scale * field(kShifted);
     put(f.entropy, at, end.share == 0 ? 0 : nats * end.share);
     put(f.saturation, at, none ? 0 : lead * lead + squares);
     put(f.flow, at, none ? 0 : lead * away + rest * end.share - squares);
   }
-  for (int64_t i = 0; i < f.top; ++i) {
-    int64_t key = i < plan.top ? g.top_keys[i * g.lanes + lane] : -1;
-    f.top_keys[at * f.top + i] = key;
-    put(f.top_weights, at * f.top + i, key < 0 ? 0 : g.top[i * g.lanes + lane]);
-  }
 }
 
-// Divides by the sums; from here on the lists hold weights. `shares` are those of the lanes.
+// A row's list as keys and weights; where it has no more entries, key -1 and weight 0.
+template <class T>
+void write_list(const Problem& problem, const Plan<T>& plan, const Queries<T>& g, int lane, T share,
+                int64_t at) {
+  constexpr int n = Lanes<T>::n, kStep = std::max(n, kEntries);
+  const Facts& f = problem.facts;
+  int64_t* keys = f.top_keys + at * f.top;
+  T* weights = reinterpret_cast<T*>(f.top_weights) + at * f.top;
+  List<T> list = list_of(problem, g, lane);
+  T ref = g.state[kRef * g.lanes + lane];
+  for (int64_t i = 0; i < plan.top; i += kEntries) {
+    alignas(kBytes) T some[kStep];
+    for (int j = 0; j < kEntries; j += n)
+      store(some + j, exp2_lanes<T>(read_lanes(list.bytes(i + j), T{}) - ref, plan.unit) * share);
+    typename Lanes<T>::Eight weight;
+    typename Lanes<T>::EightWords key;
+    __builtin_memcpy(&weight, some, sizeof weight);
+    __builtin_memcpy(&key, list.keys + i, sizeof key);
+    weight = key < 0 ? typename Lanes<T>::Eight{} : weight;
+    I64x8 wide = __builtin_convertvector(key, I64x8);
+    size_t count = static_cast<size_t>(std::min<int64_t>(kEntries, plan.top - i));
+    std::memcpy(keys + i, &wide, count * sizeof(int64_t));
+    std::memcpy(weights + i, &weight, count * sizeof(T));
+  }
+  std::fill(keys + plan.top, keys + f.top, -1);
+  std::fill(weights + plan.top, weights + f.top, T(0));
+}
+
+// Divides by the sums. `shares` are those of the lanes.
 template <class T>
 void divide(const Problem& problem, const Panel& panel, const Plan<T>& plan, const Queries<T>& g,
             T* shares) {
@@ -186,8 +215,9 @@ void divide(const Problem& problem, const Panel& panel, const Plan<T>& plan, con
     shares[lane] = sum == 0 ? 0 : 1 / sum;
     if (!problem.sinks || sum == 0) continue;
     int64_t head = row_of(problem, panel, g.first + std::min(lane, g.used - 1)).head;
-    shares[lane] =
-        static_cast<T>(ending_of(problem, head, double{sum}, double{ref} * plan.scale).share);
+    Ending end =
+        ending_of(problem, head, double{sum}, std::log(double{sum}), double{ref} * plan.scale);
+    shares[lane] = static_cast<T>(end.share);
   }
   for (int at = 0; at < g.lanes; at += Lanes<T>::n) {
     Vec<T> share, none = load(g.state + kSum * g.lanes + at);
@@ -199,11 +229,6 @@ void divide(const Problem& problem, const Panel& panel, const Plan<T>& plan, con
       Vec<T> x = (none == Vec<T>{} ? load(o) : load(o) * factor) + T(0);
       store(o, x == x ? x : spread(std::numeric_limits<T>::quiet_NaN()));
     }
-    Vec<T> ref = load(g.state + kRef * g.lanes + at);
-    for (int64_t i = 0; i < plan.top; ++i) {
-      T* top = g.top + i * g.lanes + at;
-      store(top, exp2_lanes<T>(load(top) - ref, plan.unit) * share);
-    }
   }
 }
 
@@ -213,6 +238,11 @@ void finish_group(const Problem& problem, const Panel& panel, const Plan<T>& pla
   constexpr int n = Lanes<T>::n;
   T shares[3 * n];
   divide(problem, panel, plan, g, shares);
+  bool watched = problem.facts.lse || problem.facts.exact_lse;
+  alignas(kBytes) double logs[3 * n];
+  for (int lane = 0; watched && lane < g.lanes; ++lane) logs[lane] = mass_of(plan, g, lane);
+  for (int lane = 0; watched && lane < g.lanes; lane += kBytes / 8)
+    store(logs + lane, log_lanes(load(logs + lane)));
   int64_t width = problem.value_width, item = problem.item();
   for (int lane = 0; lane < g.used; lane += n) {
     char* to[n];
@@ -221,8 +251,8 @@ void finish_group(const Problem& problem, const Panel& panel, const Plan<T>& pla
       Row row = row_of(problem, panel, g.first + lane + i);
       int64_t at = (panel.batch * problem.heads + row.head) * problem.rows + row.row;
       to[i] = problem.output + at * width * item;
-      if (problem.facts.lse || problem.facts.exact_lse)
-        write_facts(problem, plan, g, lane + i, row.head, at);
+      if (watched) write_facts(problem, plan, g, lane + i, logs[lane + i], row.head, at);
+      if (problem.facts.top) write_list(problem, plan, g, lane + i, shares[lane + i], at);
       if (problem.recall) {
         T* recall = reinterpret_cast<T*>(problem.recall) + 2 * at;
         recall[0] = g.state[kRef * g.lanes + lane + i];
@@ -266,7 +296,12 @@ void whole(const Problem& problem, const Panel& panel, Scratch& scratch) {
   for (int64_t c = walk.seen.start / kChunk; c * kChunk < walk.seen.stop; ++c) {
     if (stopping()) return;
     if (begun)
-      for (int i = 0; i < walk.count; ++i) clear_group(problem, later[i]);
+      for (int i = 0; i < walk.count; ++i) {
+        clear_group(problem, later[i]);
+        // What the lists so far would drop need not be listed again.
+        const Queries<T>& g = walk.groups[i];
+        std::copy_n(g.state + kLeast * g.lanes, g.lanes, later[i].state + kLeast * g.lanes);
+      }
     walk_chunk(walk, begun ? later : walk.groups, c, room);
     if (begun)
       for (int i = 0; i < walk.count; ++i)

@@ -37,7 +37,8 @@ constexpr int64_t group_lanes(int64_t rows) {
 // State of `lanes` queries, in numbers of T.
 template <class T>
 int64_t state_size(const Problem& problem, int64_t lanes) {
-  return lanes * (problem.value_width + kFields + 2 * problem.listed() + problem.massed());
+  return lanes *
+         (problem.value_width + kFields + 2 * list_step(problem.listed()) + problem.massed());
 }
 
 template <class T>
@@ -65,12 +66,20 @@ int lay_out(const Problem& problem, int64_t rows, char* memory, Queries<T>* grou
     g.used = static_cast<int>(std::min<int64_t>(g.lanes, rows - r));
     g.o = at;
     g.state = g.o + problem.value_width * g.lanes;
-    g.top = g.state + kFields * g.lanes;
-    g.top_keys = reinterpret_cast<typename Lanes<T>::Word*>(g.top + problem.listed() * g.lanes);
-    g.masses = problem.massed() ? g.top + 2 * problem.listed() * g.lanes : nullptr;
+    T* lists = g.state + kFields * g.lanes;
+    int64_t listed = list_step(problem.listed()) * g.lanes;
+    g.lists = {lists + kEntries,
+               reinterpret_cast<typename Lanes<T>::Word*>(lists + listed + kEntries)};
+    g.masses = problem.massed() ? lists + 2 * listed : nullptr;
     at += state_size<T>(problem, g.lanes);
   }
   return count;
+}
+
+template <class T>
+List<T> list_of(const Problem& problem, const Queries<T>& g, int lane) {
+  int64_t at = lane * list_step(problem.listed());
+  return {g.lists.scores + at, g.lists.keys + at};
 }
 
 template <class T>
@@ -79,8 +88,9 @@ void clear_group(const Problem& problem, Queries<T>& g) {
   std::fill_n(g.state, kFields * g.lanes, T(0));
   std::fill_n(g.state + kRef * g.lanes, g.lanes, kNothing<T>);
   std::fill_n(g.state + kMax * g.lanes, g.lanes, kNothing<T>);
-  std::fill_n(g.top, problem.listed() * g.lanes, kNothing<T>);
-  std::fill_n(g.top_keys, problem.listed() * g.lanes, typename Lanes<T>::Word{-1});
+  std::fill_n(g.state + kLeast * g.lanes, g.lanes, kNothing<T>);
+  for (int lane = 0; problem.listed() && lane < g.lanes; ++lane)
+    list_of(problem, g, lane).clear(problem.listed());
   std::fill_n(g.masses, problem.massed() * g.lanes, T(0));
 }
 
