@@ -149,13 +149,17 @@ bool split_keys(const Problem& p, const Table& table, const std::vector<Panel>& 
   return true;
 }
 
-// Rows of one item of the second pass: a sixteenth of a head's, in whole groups, or fewer.
+// Rows of one head that are finished together when they are added up: a panel, or as few as are
+// walked well if so few rows' weights can be kept.
 int64_t rows_of_item(const Problem& p, const Table& table) {
-  int64_t rows = std::min<int64_t>((p.rows + 15) / 16, kMostItem - table.unit);
-  return (rows + table.unit - 1) / table.unit * table.unit;
+  int64_t most = p.keys * table.most_rows * (p.wide() ? 8 : 4) > kMostKept / 2
+                     ? table.unit
+                     : table.most_rows;
+  int64_t pieces = (p.rows + most - 1) / most;
+  return ((p.rows + pieces - 1) / pieces + table.unit - 1) / table.unit * table.unit;
 }
 
-// One item of the second pass, and what it adds up until it is joined with the others.
+// Some rows of one head, and what they add up until it is joined with the others.
 struct Item {
   Panel panel;
   int64_t head = 0;
@@ -200,30 +204,6 @@ struct Item {
   }
 };
 
-// Items in waves; those of a wave are joined in their order, so that sums are the same for any
-// number of threads.
-bool add_totals(const Problem& p, const Table& table, int threads, const Interrupted& interrupted) {
-  int64_t rows = rows_of_item(p, table);
-  int64_t items = p.batch * p.heads * ((p.rows + rows - 1) / rows);
-  std::vector<Scratch> scratch(static_cast<size_t>(2 * threads));
-  for (int64_t begin = 0; begin < items; begin += 4 * threads) {
-    std::vector<Item> wave;
-    for (int64_t i = begin; i < std::min<int64_t>(items, begin + 4 * threads); ++i)
-      wave.emplace_back(p, i, rows);
-    if (!parallel(
-            static_cast<int64_t>(wave.size()), threads,
-            [&](int64_t i, int worker) {
-              const Item& item = wave[static_cast<size_t>(i)];
-              table.add_totals(p, item.panel, item.part, scratch[static_cast<size_t>(2 * worker)],
-                               scratch[static_cast<size_t>(2 * worker + 1)]);
-            },
-            interrupted))
-      return false;
-    for (const Item& item : wave) item.join(p);
-  }
-  return true;
-}
-
 bool forward(const Problem& p, const Table& table, int threads, const Interrupted& interrupted) {
   std::vector<Panel> panels = panels_of(p, table, threads);
   int64_t count = static_cast<int64_t>(panels.size());
@@ -236,6 +216,40 @@ bool forward(const Problem& p, const Table& table, int threads, const Interrupte
         table.whole(p, panels[static_cast<size_t>(item)], scratch[static_cast<size_t>(worker)]);
       },
       interrupted);
+}
+
+// Items in waves; those of a wave are joined in their order, so that sums are the same for any
+// number of threads.
+bool with_totals(const Problem& p, const Table& table, int threads,
+                 const Interrupted& interrupted) {
+  // Few rows are finished first, for their keys may be split over the threads. How many threads
+  // there are must not matter here: weights kept and weights taken again differ in the last bit.
+  bool finished = p.rows <= table.unit && p.batch * p.heads < 16 && p.keys > kChunk;
+  if (finished && !forward(p, table, threads, interrupted)) return false;
+  int64_t rows = rows_of_item(p, table);
+  int64_t items = p.batch * p.heads * ((p.rows + rows - 1) / rows);
+  // Long waves leave no thread idle, short ones hold little memory.
+  constexpr int64_t kHeld = int64_t{4} << 20;
+  int64_t wave = std::clamp<int64_t>(kHeld / (16 * p.keys + 1), 4 * threads, 64 * threads);
+  struct Scratches {
+    Scratch each[3];
+  };
+  std::vector<Scratches> scratch(static_cast<size_t>(threads));
+  for (int64_t begin = 0; begin < items; begin += wave) {
+    std::vector<Item> held;
+    for (int64_t i = begin; i < std::min(items, begin + wave); ++i) held.emplace_back(p, i, rows);
+    if (!parallel(
+            static_cast<int64_t>(held.size()), threads,
+            [&](int64_t i, int worker) {
+              const Item& item = held[static_cast<size_t>(i)];
+              table.add_totals(p, item.panel, item.part, finished,
+                               scratch[static_cast<size_t>(worker)].each);
+            },
+            interrupted))
+      return false;
+    for (const Item& item : held) item.join(p);
+  }
+  return true;
 }
 
 }  // namespace
@@ -300,8 +314,7 @@ bool attention(const Problem& p, int threads, const Interrupted& interrupted) {
   size_t rows = static_cast<size_t>(p.batch * p.heads * p.rows);
   Memory recall = make(2 * rows * (p.wide() ? 8 : 4));
   twice.recall = recall.get();
-  return forward(twice, table, threads, interrupted) &&
-         add_totals(twice, table, threads, interrupted);
+  return with_totals(twice, table, threads, interrupted);
 }
 
 bool weights(const Problem& p, const Block& block, int threads, const Interrupted& interrupted) {

@@ -65,8 +65,8 @@ struct Facts {
   int64_t group_count = 0;
 };
 
-// Facts that add up over the rows; they need the final weights, hence a second pass. What is there
-// is added to. Null when not watched.
+// Facts that add up over the rows, from the final weights. What is there is added to. Null when not
+// watched.
 struct Totals {
   double* received = nullptr;  // (batch, heads, keys)
   int64_t* seers = nullptr;    // rows that see the key
@@ -96,7 +96,7 @@ struct Problem {
   double kept_factor = 1;  // and the others this many times
   Facts facts;
   Totals totals;
-  char* recall = nullptr;  // for the second pass: reference and 1 / sum of each row
+  char* recall = nullptr;  // for the totals: reference and 1 / sum of each row
 
   int64_t query_of(int64_t row) const { return row_index ? row_index[row] : row; }
   bool wide() const { return dtype == Dtype::f64; }

@@ -337,6 +337,17 @@ inline Vec<T> tanh_lanes(Vec<T> x) {
   return less_one / (less_one + T(2));
 }
 
+// to[i] += x[i], to aligned doubles.
+inline void add_wide(double* to, F64 x) { store(to, load(to) + x); }
+
+inline void add_wide(double* to, F32 x) {
+  typedef float Half __attribute__((vector_size(kBytes / 2)));
+  Half halves[2];
+  std::memcpy(halves, &x, sizeof x);
+  for (int i = 0; i < 2; ++i)
+    add_wide(to + i * kBytes / 8, __builtin_convertvector(halves[i], F64));
+}
+
 // The natural logarithm of a normal positive number, or NaN, within 2 units in the last place:
 // ln x = e ln 2 + 2 atanh s with s = (m - 1) / (m + 1), m from 1/sqrt 2 to sqrt 2, atanh by Taylor.
 inline F64 log_lanes(F64 x) {

@@ -387,10 +387,11 @@ inline I32 kept(const U64* words, uint64_t threshold, float) {
                            reinterpret_cast<I32>(words[1] >= threshold), evens);
 }
 
-// Sets dropped weights to 0. Four keys share one counter; each lane has its query and head.
+// Weights to mix with, those that are dropped set to 0. Four keys share one counter; each lane has
+// its query and head.
 template <class T, int NV>
 [[gnu::noinline]] void drop(const Tile<T>& tile, const Problem& problem, const uint64_t* counters,
-                            int64_t batch, T* p) {
+                            int64_t batch, const T* weights, T* mixed) {
   constexpr int n = Lanes<T>::n, kHalves = 8 / sizeof(T), kWords = n / kHalves;
   for (int v = 0; v < NV; ++v)
     for (int key = tile.low / 4 * 4; key < tile.high; key += 4) {
@@ -406,8 +407,8 @@ template <class T, int NV>
         for (int i = 0; i < 4; ++i) words[i][half] = c[i];
       }
       for (int i = 0; i < 4; ++i) {
-        T* at = p + ((key + i) * NV + v) * n;
-        store(at, kept(words[i], problem.threshold, T{}) ? load(at) : Vec<T>{});
+        int64_t at = ((key + i) * NV + v) * n;
+        store(mixed + at, kept(words[i], problem.threshold, T{}) ? load(weights + at) : Vec<T>{});
       }
     }
 }
@@ -495,13 +496,14 @@ void step(Queries<T>& g, const Tile<T>& tile, const Plan<T>& plan, const Problem
   sums.end(g, b.alpha, b.moved);
   if (plan.distance) watch_distance<T, NV>(g, tile, b.weights, b.alpha, b.position);
   if (g.masses) watch_groups<T, NV>(g, tile, problem.facts, b.weights, b.alpha);
-  if (problem.dropped) drop<T, NV>(tile, problem, b.counters, batch, b.weights);
+  const T* mixed = problem.dropped ? b.scores : b.weights;
+  if (problem.dropped) drop<T, NV>(tile, problem, b.counters, batch, b.weights, b.scores);
   if (g.few_output)
-    mix_few_tile(g, tile, b.weights, b.alpha, problem.value_width);
+    mix_few_tile(g, tile, mixed, b.alpha, problem.value_width);
   else if (tile.masked && tile.spoilt)
-    mix_tile<T, NV, true>(g, tile, b.weights, b.alpha, problem.value_width);
+    mix_tile<T, NV, true>(g, tile, mixed, b.alpha, problem.value_width);
   else
-    mix_tile<T, NV, false>(g, tile, b.weights, b.alpha, problem.value_width);
+    mix_tile<T, NV, false>(g, tile, mixed, b.alpha, problem.value_width);
 }
 
 template <class T>

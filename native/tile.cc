@@ -13,9 +13,10 @@
 namespace chumoku::CHUMOKU_ISA {
 namespace {
 
-// Adds one chunk of keys to the groups' states.
+// Adds one chunk of keys to the groups' states. Its weights go to `memory` if there is one.
 template <class T>
-void walk_chunk(Walk<T>& walk, Queries<T>* groups, int64_t chunk, const Room<T>& room) {
+void walk_chunk(Walk<T>& walk, Queries<T>* groups, int64_t chunk, const Room<T>& room,
+                const Memory<T>& memory = {}) {
   const Problem& problem = walk.problem;
   Range keys{std::max(walk.seen.start / kTile * kTile, chunk * kChunk),
              std::min(walk.seen.stop, (chunk + 1) * kChunk)};
@@ -44,7 +45,15 @@ void walk_chunk(Walk<T>& walk, Queries<T>* groups, int64_t chunk, const Room<T>&
           room.buffers.counters[lane] = static_cast<uint64_t>(place.query);
           room.buffers.counters[g.lanes + lane] = static_cast<uint64_t>(place.head);
         }
-      step(g, tile, walk.plan, problem, walk.panel.batch, room.buffers);
+      Buffers<T> buffers = room.buffers;
+      if (memory.kept) {
+        Kept<T>& kept = memory.at(first, i);
+        kept.low = tile.low, kept.high = tile.high;
+        kept.partly = copy_words(g, tile, count, kept.words);
+        buffers.weights = kept.weights;
+        buffers.ref = kept.ref;
+      }
+      step(g, tile, walk.plan, problem, walk.panel.batch, buffers);
     }
   }
   for (int64_t r = 0; last.few_output && r < last.few; ++r)
@@ -283,32 +292,54 @@ void finish(const Problem& problem, const Panel& panel, char* total) {
   }
 }
 
+// All keys of a panel, finished into the output.
+template <class T>
+void walk_all(Walk<T>& walk, const Room<T>& room, const Memory<T>& memory) {
+  const Problem& problem = walk.problem;
+  for (int i = 0; i < walk.count; ++i) clear_group(problem, walk.groups[i]);
+  Queries<T> later[kMostGroups];
+  std::copy_n(walk.groups, walk.count, later);
+  lay_out<T>(problem, walk.panel.rows, room.states[1], later);
+  bool begun = false;
+  for (int64_t c = walk.seen.start / kChunk; c * kChunk < walk.seen.stop; ++c) {
+    if (stopping()) return;
+    for (int i = 0; begun && i < walk.count; ++i) {
+      clear_group(problem, later[i]);
+      // What the lists so far would drop need not be listed again.
+      const Queries<T>& g = walk.groups[i];
+      std::copy_n(g.state + kLeast * g.lanes, g.lanes, later[i].state + kLeast * g.lanes);
+    }
+    walk_chunk(walk, begun ? later : walk.groups, c, room, memory);
+    for (int i = 0; begun && i < walk.count; ++i)
+      merge_group(problem, walk.plan, walk.groups[i], later[i]);
+    begun = true;
+  }
+  finish<T>(problem, walk.panel, room.states[0]);
+}
+
 template <class T>
 void whole(const Problem& problem, const Panel& panel, Scratch& scratch) {
   Room<T> room = room_of<T>(problem, panel.rows, scratch);
   Walk<T> walk(problem, panel);
   begin(walk, room.states[0], room);
-  for (int i = 0; i < walk.count; ++i) clear_group(problem, walk.groups[i]);
-  Queries<T> later[kMostGroups];
-  std::copy_n(walk.groups, walk.count, later);
-  lay_out<T>(problem, panel.rows, room.states[1], later);
-  bool begun = false;
-  for (int64_t c = walk.seen.start / kChunk; c * kChunk < walk.seen.stop; ++c) {
-    if (stopping()) return;
-    if (begun)
-      for (int i = 0; i < walk.count; ++i) {
-        clear_group(problem, later[i]);
-        // What the lists so far would drop need not be listed again.
-        const Queries<T>& g = walk.groups[i];
-        std::copy_n(g.state + kLeast * g.lanes, g.lanes, later[i].state + kLeast * g.lanes);
-      }
-    walk_chunk(walk, begun ? later : walk.groups, c, room);
-    if (begun)
-      for (int i = 0; i < walk.count; ++i)
-        merge_group(problem, walk.plan, walk.groups[i], later[i]);
-    begun = true;
+  walk_all(walk, room, {});
+}
+
+// A panel of one head, finished unless it is already, and what its rows add to the facts.
+template <class T>
+void add_totals(const Problem& problem, const Panel& panel, const Part& part, bool finished,
+                Scratch* scratch) {
+  Room<T> room = room_of<T>(problem, panel.rows, scratch[0]);
+  Walk<T> walk(problem, panel);
+  begin(walk, room.states[0], room);
+  Memory<T> memory{};
+  if (!finished) {
+    int64_t bytes = Memory<T>::bytes(Memory<T>::tiles_of(walk.seen), walk.count);
+    if (bytes <= kMostKept)
+      memory.lay_out(scratch[1].get(static_cast<size_t>(bytes)), walk.seen, walk.count);
+    walk_all(walk, room, memory);
   }
-  finish<T>(problem, panel, room.states[0]);
+  if (!stopping()) add_panel(walk, memory, room, part, scratch[2]);
 }
 
 template <class T>

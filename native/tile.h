@@ -47,10 +47,10 @@ static inline Row row_of(const Problem& problem, const Panel& panel, int64_t r) 
 // The smallest range of keys that holds all that a panel sees.
 Range seen_by(const Problem& problem, const Panel& panel);
 
-// Rows of one item of the second pass at most.
-constexpr int64_t kMostItem = 4096;
+// Bytes of weights that are kept of a panel at most.
+constexpr int64_t kMostKept = int64_t{8} << 20;
 
-// What one item of the second pass adds up: some rows of one head over all keys.
+// What some rows of one head add up over all keys.
 struct Part {
   double* received;  // [keys], or null
   int64_t* seers;
@@ -79,8 +79,8 @@ struct Table {
   void (*merge)(const Problem&, int64_t rows, char* total, const char* part);
   void (*finish)(const Problem&, const Panel&, char* total);
   void (*weights)(const Problem&, const Block&, const Panel&, Scratch&);
-  // Adds what the rows of one head bring to the facts of the second pass.
-  void (*add_totals)(const Problem&, const Panel&, const Part&, Scratch&, Scratch&);
+  // A panel of one head, finished unless it is already, and what its rows add to the facts.
+  void (*add_totals)(const Problem&, const Panel&, const Part&, bool finished, Scratch* three);
 };
 
 #define CHUMOKU_DECLARE(isa)               \

@@ -1,7 +1,9 @@
-// The second pass: facts that add up over the rows and need the final weights. Weights are taken
-// from scores once more, now with what every row's weights are divided by. Included by tile.cc
-// alone, once for each instruction set.
+// Facts that add up over the rows and need the final weights. As many weights of a panel as fit
+// into the cache nearby are kept until its sums are known; of longer rows they are taken from the
+// scores once more. Included by tile.cc alone, once for each instruction set.
 #pragma once
+
+#include <algorithm>
 
 #include "pool.h"
 #include "walk.h"
@@ -9,174 +11,303 @@
 namespace chumoku::CHUMOKU_ISA {
 namespace {
 
-// Weights of a tile, 0 where nothing is seen. `recall` holds reference and share of each lane.
+// What a group saw of a tile, and its weights against the references of that moment.
+template <class T>
+struct Kept {
+  int low, high;  // empty: nothing
+  bool partly;    // some lane has no row or does not see every key
+  T *ref, *weights;
+  typename Lanes<T>::Word* words;
+};
+
+// What is kept of a panel, tile by tile.
+template <class T>
+struct Memory {
+  static constexpr int64_t kRows = kTile + 8 + 1 + 8 / sizeof(T);  // weights, reference, words
+  static constexpr int64_t kLanes = 3 * Lanes<T>::n;
+
+  Kept<T>* kept = nullptr;  // null: nothing is kept
+  T* numbers;
+  int64_t first_tile;
+  int count;  // groups
+
+  static int64_t bytes(int64_t tiles, int count) {
+    int64_t places = tiles * count;
+    return places * kLanes * kRows * static_cast<int64_t>(sizeof(T)) + places_bytes(places);
+  }
+  static int64_t places_bytes(int64_t places) {
+    return (places * static_cast<int64_t>(sizeof(Kept<T>)) + 63) / 64 * 64;
+  }
+
+  void lay_out(char* memory, Range seen, int groups) {
+    first_tile = seen.start / kTile;
+    count = groups;
+    int64_t places = tiles_of(seen) * groups;
+    kept = reinterpret_cast<Kept<T>*>(memory);
+    numbers = reinterpret_cast<T*>(memory + places_bytes(places));
+    for (int64_t i = 0; i < places; ++i) {
+      T* at = numbers + i * kLanes * kRows;
+      T* words = at + kLanes * (kTile + 9);
+      kept[i] = {0, 0, false, at, at + kLanes, reinterpret_cast<typename Lanes<T>::Word*>(words)};
+    }
+  }
+  static int64_t tiles_of(Range seen) {
+    return seen.empty() ? 0 : (seen.stop + kTile - 1) / kTile - seen.start / kTile;
+  }
+
+  Kept<T>& at(int64_t key, int group) const {
+    return kept[(key / kTile - first_tile) * count + group];
+  }
+};
+
+// Bits of what a group's lanes see of a tile; all of them when it hides nothing.
+template <class T>
+bool copy_words(const Queries<T>& g, const Tile<T>& tile, int count,
+                typename Lanes<T>::Word* words) {
+  constexpr int kWords = 8 / sizeof(T);
+  bool partly = tile.masked || count < kTile;
+  if (partly)
+    std::copy_n(tile.words, kWords * g.lanes, words);
+  else if (g.used < g.lanes)
+    std::fill_n(words, kWords * g.lanes, typename Lanes<T>::Word{-1});
+  return partly || g.used < g.lanes;
+}
+
+// Weights of a tile against the rows' final references, from its scores.
 template <class T, int NV>
 void weigh_again(const Queries<T>& g, const Tile<T>& tile, const Plan<T>& plan, int64_t width,
-                 const T* recall, T* weights) {
+                 T* weights, const T* refs) {
   constexpr int n = Lanes<T>::n, kStep = NV * n;
-  bool partly = tile.masked || tile.high < kTile;
   score_tile<T, NV>(g, tile, plan, width, [&](int key, int v, Vec<T> s) {
-    Vec<T> ref = load(recall + v * n), share = load(recall + kStep + v * n);
-    Vec<T> p = exp2_lanes<T>(s - ref, plan.unit) * share;
-    // A lane of no row, or one that sees nothing, has no share: what it meets is not felt.
-    p = share == Vec<T>{} ? Vec<T>{} : p;
-    if (partly) p = sees(tile, kStep, v, key) ? p : Vec<T>{};
-    store(weights + key * kStep + v * n, p);
+    store(weights + key * kStep + v * n, exp2_lanes<T>(s - load(refs + v * n), plan.unit));
   });
 }
 
-template <class T>
-void add_received(const Queries<T>& g, const Tile<T>& tile, const T* weights, T* sums) {
-  for (int key = tile.low; key < tile.high; ++key)
-    for (int at = 0; at < g.lanes; at += Lanes<T>::n) {
-      T* sum = sums + key * 3 * Lanes<T>::n + at;
-      store(sum, load(sum) + load(weights + key * g.lanes + at));
+// A tile's weights as they are in the end.
+template <class T, bool kPartly>
+struct Weighed {
+  const Kept<T>& kept;
+  int lanes;
+  const T* factors;
+
+  inline Vec<T> at(int key, int lane) const {
+    Vec<T> factor = load(factors + lane), p = load(kept.weights + key * lanes + lane) * factor;
+    if constexpr (kPartly) {
+      // What a lane of no row meets, or a row that sees nothing, is not felt.
+      Tile<T> tile{};
+      tile.words = kept.words;
+      auto seen = sees(tile, lanes, lane / Lanes<T>::n, key) & (factor != Vec<T>{});
+      p = seen ? p : Vec<T>{};
     }
+    return p;
+  }
+};
+
+// What each lane of a panel has in the end, and the sums over it that are not yet in a Part.
+template <class T>
+struct Adding {
+  const Part& part;
+  T *ref, *share;     // of each lane of the panel
+  int64_t* cell_row;  // the row of cells of each lane
+  T* sums;            // [kTile][n] of one tile
+  double* cell_sum;   // [columns][lanes of the panel], pooled over keys alone
+  T* cell_most;
+  int64_t lanes;
+};
+
+template <class T, bool kPartly>
+void add_received(const Weighed<T, kPartly>& p, T* sums) {
+  for (int key = p.kept.low; key < p.kept.high; ++key) {
+    Vec<T> sum = load(sums + key * Lanes<T>::n);
+    for (int lane = 0; lane < p.lanes; lane += Lanes<T>::n) sum += p.at(key, lane);
+    store(sums + key * Lanes<T>::n, sum);
+  }
 }
 
 template <class T>
-void add_seers(const Queries<T>& g, const Tile<T>& tile, int64_t* seers) {
-  if (!tile.masked) {
-    for (int key = tile.low; key < tile.high; ++key) seers[tile.first + key] += g.used;
+void add_seers(const Queries<T>& g, const Kept<T>& kept, int64_t first, int64_t* seers) {
+  if (!kept.partly) {
+    for (int key = kept.low; key < kept.high; ++key) seers[first + key] += g.used;
     return;
   }
   int32_t count[kTile] = {};
   for (int lane = 0; lane < g.used; ++lane) {
-    uint64_t bits = word_of<T>(tile.words, g.lanes, lane);
+    uint64_t bits = word_of<T>(kept.words, g.lanes, lane);
     for (int key = 0; key < kTile; ++key) count[key] += bits >> key & 1;
   }
-  for (int key = tile.low; key < tile.high; ++key) seers[tile.first + key] += count[key];
+  for (int key = kept.low; key < kept.high; ++key) seers[first + key] += count[key];
 }
 
-// Sums and maxima of each column of cells within the tile, lane by lane into the cells.
+// The sums of a tile's keys over the lanes, into the fact.
 template <class T>
-void add_cells(const Problem& problem, const Queries<T>& g, const Tile<T>& tile, const T* weights,
-               const int64_t* cell_row, const Part& part) {
-  const Totals& t = problem.totals;
-  for (int key = tile.low; key < tile.high;) {
-    int64_t column = cell_of(tile.first + key, t.cell_columns, problem.keys), stop = key;
-    while (stop < tile.high && cell_of(tile.first + stop, t.cell_columns, problem.keys) == column)
-      ++stop;
-    for (int at = 0; at < g.used; at += Lanes<T>::n) {
-      Vec<T> sum{}, most{};
-      for (int64_t j = key; j < stop; ++j) {
-        Vec<T> p = load(weights + j * g.lanes + at);
-        sum += p;
-        most = larger(p, most);
-      }
-      for (int i = 0; i < Lanes<T>::n && at + i < g.used; ++i) {
-        int64_t cell = (cell_row[at + i] - part.first_row) * t.cell_columns + column;
-        double& greatest = part.cell_most[cell];
-        part.cell_sum[cell] += sum[i];
-        // The sum is NaN when a weight is.
-        double here = sum[i] == sum[i] ? most[i] : sum[i];
-        greatest = here > greatest || here != here ? here : greatest;
-      }
-    }
-    key = static_cast<int>(stop);
+void sum_lanes(const T* sums, int64_t count, double* received) {
+  constexpr int n = Lanes<T>::n;
+  for (int64_t key = 0; key < count; key += n) {
+    Vec<T> x[n];
+    for (int i = 0; i < n; ++i) x[i] = load(sums + (key + i) * n);
+    turn_square<T>(x);
+    for (int i = 1; i < n; ++i) x[0] += x[i];
+    for (int64_t i = 0; i < std::min<int64_t>(n, count - key); ++i) received[key + i] += x[0][i];
   }
+}
+
+// Sums and maxima of each column of cells within the tile.
+template <class T, bool kPartly>
+void add_cells(const Problem& problem, const Queries<T>& g, const Weighed<T, kPartly>& p,
+               int64_t first, const Adding<T>& adding) {
+  constexpr int n = Lanes<T>::n;
+  int64_t columns = problem.totals.cell_columns;
+  for (int key = p.kept.low; key < p.kept.high;) {
+    int64_t column = cell_of(first + key, columns, problem.keys);
+    int64_t next = (column + 1) * problem.keys / columns - first;
+    int stop = static_cast<int>(std::min<int64_t>(next, p.kept.high));
+    for (int lane = 0; lane < g.lanes; lane += n) {
+      Vec<T> sum{}, most{};
+      for (int j = key; j < stop; ++j) {
+        Vec<T> x = p.at(j, lane);
+        sum += x;
+        most = larger(x, most);
+      }
+      int64_t cell = column * adding.lanes + g.first + lane;
+      add_wide(adding.cell_sum + cell, sum);
+      T* greatest = adding.cell_most + cell;
+      store(greatest, larger(most, load(greatest)));
+    }
+    key = stop;
+  }
+}
+
+// Pooled columns of cells, lane by lane into the cells.
+template <class T>
+void pool_rows(const Problem& problem, const Panel& panel, const Adding<T>& adding) {
+  int64_t columns = problem.totals.cell_columns;
+  for (int64_t column = 0; column < columns; ++column)
+    for (int64_t lane = 0; lane < panel.rows;) {
+      int64_t row = adding.cell_row[lane];
+      double sum = 0, most = 0;
+      for (; lane < panel.rows && adding.cell_row[lane] == row; ++lane) {
+        int64_t at = column * adding.lanes + lane;
+        sum += adding.cell_sum[at];
+        most = std::max(most, static_cast<double>(adding.cell_most[at]));
+      }
+      int64_t cell = (row - adding.part.first_row) * columns + column;
+      double& greatest = adding.part.cell_most[cell];
+      adding.part.cell_sum[cell] += sum;
+      most = sum == sum ? most : sum;  // the sum is NaN when a weight is
+      greatest = most > greatest || most != most ? most : greatest;
+    }
 }
 
 // Masses of groups too many to be kept beside a row's state, straight into the fact.
-template <class T>
-void add_masses(const Walk<T>& walk, const Queries<T>& g, const Tile<T>& tile, const T* weights) {
+template <class T, bool kPartly>
+void add_masses(const Walk<T>& walk, const Queries<T>& g, const Weighed<T, kPartly>& p,
+                int64_t first) {
   const Facts& f = walk.problem.facts;
-  for (int lane = 0; lane < g.used; ++lane) {
-    double* masses = walk.problem.totals.masses + index_of(walk, g, lane) * f.group_count;
-    for (int key = tile.low; key < tile.high; ++key)
-      masses[f.groups[tile.first + key]] += weights[key * g.lanes + lane];
+  for (int lane = 0; lane < g.lanes; lane += Lanes<T>::n)
+    for (int key = p.kept.low; key < p.kept.high; ++key) {
+      Vec<T> x = p.at(key, lane);
+      for (int i = 0; i < std::min(Lanes<T>::n, g.used - lane); ++i)
+        walk.problem.totals
+            .masses[index_of(walk, g, lane + i) * f.group_count + f.groups[first + key]] += x[i];
+    }
+}
+
+template <class T>
+void recall_lanes(const Walk<T>& walk, const Adding<T>& adding) {
+  const Problem& problem = walk.problem;
+  for (int i = 0; i < walk.count; ++i) {
+    const Queries<T>& g = walk.groups[i];
+    for (int lane = 0; lane < g.lanes; ++lane) {
+      int64_t at = index_of(walk, g, std::min(lane, g.used - 1));
+      const T* recall = reinterpret_cast<const T*>(problem.recall) + 2 * at;
+      adding.ref[g.first + lane] = recall[1] == 0 ? 0 : recall[0];
+      adding.share[g.first + lane] = lane < g.used ? recall[1] : 0;
+      if (problem.totals.cell_sum)
+        adding.cell_row[g.first + lane] = cell_of(place_of(walk, g, lane).query,
+                                                  problem.totals.cell_rows, problem.totals.queries);
+    }
   }
 }
 
-// What is known of each lane: reference and share, [2][lanes] for each group, and its row of cells.
-template <class T>
-struct Known {
-  T* recall;
-  int64_t* cell_row;
-};
-
-template <class T>
-void recall_lanes(const Walk<T>& walk, const Queries<T>& g, const Known<T>& known) {
-  const Problem& problem = walk.problem;
-  T* recall = known.recall + 2 * g.first;
-  for (int lane = 0; lane < g.lanes; ++lane) {
-    int64_t at = index_of(walk, g, std::min(lane, g.used - 1));
-    const T* kept = reinterpret_cast<const T*>(problem.recall) + 2 * at;
-    recall[lane] = kept[1] == 0 ? 0 : kept[0];
-    recall[g.lanes + lane] = lane < g.used ? kept[1] : 0;
-    if (problem.totals.cell_sum)
-      known.cell_row[g.first + lane] =
-          cell_of(place_of(walk, g, lane).query, problem.totals.cell_rows, problem.totals.queries);
+// Adds one group's weights of a tile.
+template <class T, bool kPartly>
+void add_weights(const Walk<T>& walk, const Queries<T>& g, const Kept<T>& kept, const T* factors,
+                 int64_t first, const Adding<T>& adding) {
+  Weighed<T, kPartly> p{kept, g.lanes, factors};
+  if (adding.part.received) {
+    add_received(p, adding.sums);
+    add_seers(g, kept, first, adding.part.seers);
   }
+  if (walk.problem.totals.masses) add_masses(walk, g, p, first);
+  if (adding.part.cell_sum) add_cells(walk.problem, g, p, first, adding);
 }
 
-// One panel over one chunk of keys.
+// One tile: its weights as they were kept, or taken again.
 template <class T>
-void add_chunk(const Walk<T>& walk, int64_t chunk, const Room<T>& room, const Known<T>& known,
-               T* sums, const Part& part) {
+void add_tile(const Walk<T>& walk, int64_t first, const Memory<T>& memory, const Room<T>& room,
+              const Adding<T>& adding) {
   const Problem& problem = walk.problem;
-  Range keys{std::max(walk.seen.start / kTile * kTile, chunk * kChunk),
-             std::min(walk.seen.stop, (chunk + 1) * kChunk)};
-  if (keys.empty()) return;
-  for (int i = 0; i < walk.count; ++i) recall_lanes(walk, walk.groups[i], known);
-  for (int64_t first = keys.start; first < keys.stop; first += kTile) {
-    if (stopping()) return;
-    int count = static_cast<int>(std::min<int64_t>(kTile, problem.keys - first));
-    Tile<T> tile{};
-    for (int i = 0; i < walk.count; ++i) {
-      const Queries<T>& g = walk.groups[i];
-      if (first >= g.seen.stop || first + count <= g.seen.start) continue;
-      if (!look(walk, g, first, count, nullptr, room, &tile)) continue;
-      fetch_keys(walk, g, nullptr, first, count, room, &tile);
-      const T* recall = known.recall + 2 * g.first;
-      T* weights = room.buffers.weights;
-      if (g.vectors == 1) weigh_again<T, 1>(g, tile, walk.plan, problem.width, recall, weights);
-      if (g.vectors == 2) weigh_again<T, 2>(g, tile, walk.plan, problem.width, recall, weights);
-      if (g.vectors == 3) weigh_again<T, 3>(g, tile, walk.plan, problem.width, recall, weights);
-      if (part.received) {
-        add_received(g, tile, weights, sums + (first - chunk * kChunk) * 3 * Lanes<T>::n);
-        add_seers(g, tile, part.seers);
+  int count = static_cast<int>(std::min<int64_t>(kTile, problem.keys - first));
+  if (adding.part.received) std::fill_n(adding.sums, kTile * Lanes<T>::n, T(0));
+  Tile<T> tile{};
+  typename Lanes<T>::Word words[3 * Lanes<T>::n * 8 / sizeof(T)] __attribute__((aligned(64)));
+  for (int i = 0; i < walk.count; ++i) {
+    const Queries<T>& g = walk.groups[i];
+    const T *ref = adding.ref + g.first, *share = adding.share + g.first;
+    Kept<T> kept{0, 0, false, nullptr, room.buffers.weights, words};
+    alignas(64) T factors[3 * Lanes<T>::n];
+    if (memory.kept) {
+      kept = memory.at(first, i);
+      for (int at = 0; kept.high && at < g.lanes; at += Lanes<T>::n) {
+        // The reference of that time is not above the last one, where there is any.
+        Vec<T> way = larger(spread(walk.plan.unit.lowest), load(kept.ref + at) - load(ref + at));
+        store(factors + at,
+              exp2_lanes<T>(lesser(way, Vec<T>{}), walk.plan.unit) * load(share + at));
       }
-      if (problem.totals.masses) add_masses(walk, g, tile, weights);
-      if (part.cell_sum) add_cells(problem, g, tile, weights, known.cell_row + g.first, part);
+    } else if (first < g.seen.stop && first + count > g.seen.start &&
+               look(walk, g, first, count, nullptr, room, &tile)) {
+      fetch_keys(walk, g, nullptr, first, count, room, &tile);
+      T* weights = room.buffers.weights;
+      if (g.vectors == 1) weigh_again<T, 1>(g, tile, walk.plan, problem.width, weights, ref);
+      if (g.vectors == 2) weigh_again<T, 2>(g, tile, walk.plan, problem.width, weights, ref);
+      if (g.vectors == 3) weigh_again<T, 3>(g, tile, walk.plan, problem.width, weights, ref);
+      kept.low = tile.low, kept.high = tile.high;
+      kept.partly = copy_words(g, tile, count, words);
+      std::copy_n(share, g.lanes, factors);
     }
+    if (!kept.high) continue;
+    if (kept.partly)
+      add_weights<T, true>(walk, g, kept, factors, first, adding);
+    else
+      add_weights<T, false>(walk, g, kept, factors, first, adding);
   }
+  if (adding.part.received) sum_lanes(adding.sums, count, adding.part.received + first);
 }
 
-// All keys of some rows of one head; the panel may be larger than those that are walked at once.
+// All tiles of a panel whose rows are finished.
 template <class T>
-void add_totals(const Problem& problem, const Panel& rows, const Part& part, Scratch& scratch,
-                Scratch& more) {
-  constexpr int64_t kLanes = 3 * Lanes<T>::n, kPadded = kMostRows + kLanes;
-  Room<T> room = room_of<T>(problem, kMostRows, scratch);
-  char* memory = more.get((kChunk * kLanes + 2 * kPadded) * sizeof(T) + kPadded * 8);
-  T* sums = reinterpret_cast<T*>(memory);
-  T* recall = sums + kChunk * kLanes;
-  Known<T> known{recall, reinterpret_cast<int64_t*>(recall + 2 * kPadded)};
-  // What each panel sees, so that no chunk is begun for those that see nothing of it.
-  Range seen[kMostItem / kMostRows + 1], all{problem.keys, 0};
-  for (int64_t r = 0; r < rows.rows; r += kMostRows) {
-    Panel panel{rows.batch, rows.kv_head, rows.first + r, std::min(kMostRows, rows.rows - r)};
-    Range& some = seen[r / kMostRows] = seen_by(problem, panel);
-    if (!some.empty()) all = {std::min(all.start, some.start), std::max(all.stop, some.stop)};
+void add_panel(const Walk<T>& walk, const Memory<T>& memory, const Room<T>& room, const Part& part,
+               Scratch& scratch) {
+  constexpr int64_t kLanes = kMostRows + 3 * Lanes<T>::n;
+  int64_t columns = part.cell_sum ? walk.problem.totals.cell_columns : 0;
+  size_t numbers = 2 * kLanes + kTile * Lanes<T>::n + static_cast<size_t>(columns) * kLanes;
+  char* at =
+      scratch.get(numbers * sizeof(T) + (kLanes + static_cast<size_t>(columns) * kLanes) * 8);
+  Adding<T> adding{part,  reinterpret_cast<T*>(at), nullptr, nullptr, nullptr, nullptr, nullptr,
+                   kLanes};
+  adding.share = adding.ref + kLanes;
+  adding.sums = adding.share + kLanes;
+  adding.cell_most = adding.sums + kTile * Lanes<T>::n;
+  adding.cell_sum = reinterpret_cast<double*>(at + numbers * sizeof(T));
+  adding.cell_row = reinterpret_cast<int64_t*>(adding.cell_sum + columns * kLanes);
+  std::fill_n(adding.cell_most, columns * kLanes, T(0));
+  std::fill_n(adding.cell_sum, columns * kLanes, 0.0);
+  recall_lanes(walk, adding);
+  for (int64_t first = walk.seen.start / kTile * kTile; first < walk.seen.stop; first += kTile) {
+    if (stopping()) return;
+    add_tile(walk, first, memory, room, adding);
   }
-  for (int64_t chunk = all.start / kChunk; chunk * kChunk < all.stop; ++chunk) {
-    std::fill_n(sums, part.received ? kChunk * kLanes : 0, T(0));
-    for (int64_t r = 0; r < rows.rows; r += kMostRows) {
-      const Range& some = seen[r / kMostRows];
-      if (some.stop <= chunk * kChunk || some.start >= (chunk + 1) * kChunk) continue;
-      Panel panel{rows.batch, rows.kv_head, rows.first + r, std::min(kMostRows, rows.rows - r)};
-      Walk<T> walk(problem, panel);
-      begin(walk, room.states[0], room);
-      add_chunk(walk, chunk, room, known, sums, part);
-      if (stopping()) return;
-    }
-    if (!part.received) continue;
-    int64_t count = std::min(kChunk, problem.keys - chunk * kChunk);
-    for (int64_t key = 0; key < count; ++key)
-      for (int64_t lane = 0; lane < kLanes; ++lane)
-        part.received[chunk * kChunk + key] += sums[key * kLanes + lane];
-  }
+  if (columns) pool_rows(walk.problem, walk.panel, adding);
 }
 
 }  // namespace

@@ -192,10 +192,14 @@ def _picture(call: Call, totals: dict[str, Reals]) -> tuple[Reals, Reals]:
         edges = np.arange(cells + 1) * length // cells
         sizes.append(np.diff(edges))
         places.append(np.arange(asked) * cells // asked)
-    mean = totals["cell_sum"] / (sizes[0][:, None] * sizes[1])
+    mean, most = (np.empty(totals["cell_sum"].shape, _real(call)) for _ in range(2))
+    np.divide(totals["cell_sum"], sizes[0][:, None] * sizes[1], out=mean, casting="same_kind")
+    np.copyto(most, totals["cell_most"], casting="same_kind")
+    if mean.shape[-2:] == call.watch.picture:
+        return mean, most
     rows, columns = places
     grid = np.s_[..., rows[:, None], columns]
-    return mean[grid].astype(_real(call)), totals["cell_most"][grid].astype(_real(call))
+    return mean[grid], most[grid]
 
 
 def _attend(
