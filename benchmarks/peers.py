@@ -65,7 +65,53 @@ def _chumoku_tensors(case: Case, threads: int) -> Timed:
     return Timed(lambda: chumoku.attention(query, key, value, **given), _plain)
 
 
+def _module_input(case: Case) -> Array:
+    """What a module of the case's heads gets: the query with its heads joined."""
+    if not case.alike:
+        raise Unfit("a case of modules alone")
+    query = case.arrays()[0]
+    return np.ascontiguousarray(query.swapaxes(1, 2)).reshape(case.batch, case.queries, -1)
+
+
+def _heads_apart(case: Case, joined: Array) -> Array:
+    apart = (case.batch, case.queries, case.heads, case.width)
+    return joined.reshape(apart).swapaxes(1, 2)
+
+
+def _chumoku_module(case: Case, threads: int) -> Timed:
+    """Four matrices around the attention; they are identities, so that the result is known."""
+    import chumoku
+
+    chumoku.set_threads(threads)
+    x = _module_input(case)
+    matrices = ("query_matrix", "key_matrix", "value_matrix", "output_matrix")
+    biases = ("query_bias", "key_bias", "value_bias", "output_bias")
+    width = x.shape[-1]
+    parameters = {name: np.eye(width, dtype=np.float32) for name in matrices}
+    parameters |= {name: np.zeros(width, np.float32) for name in biases}
+    module = chumoku.MultiHeadAttention.from_parameters(parameters, case.heads)
+    return Timed(lambda: module(x), lambda out: _heads_apart(case, out))
+
+
 # PyTorch
+
+
+def _torch_module(case: Case, threads: int) -> Timed:
+    """Its own module on its fast path."""
+    x = _module_input(case)
+    torch, *_ = _tensors(case, threads)
+    width = x.shape[-1]
+    module = torch.nn.MultiheadAttention(width, case.heads, batch_first=True).eval()
+    state = {"in_proj_weight": torch.eye(width).repeat(3, 1), "out_proj.weight": torch.eye(width)}
+    state |= {"in_proj_bias": torch.zeros(3 * width), "out_proj.bias": torch.zeros(width)}
+    module.load_state_dict(state)
+    given = torch.from_numpy(x)
+
+    def run() -> Any:
+        with torch.inference_mode():
+            return module(given, given, given, need_weights=False)[0]
+
+    return Timed(run, lambda out: _heads_apart(case, _plain(out)))
 
 
 def _tensor(torch: Any, array: Any) -> Any:
@@ -227,8 +273,7 @@ def _onnx_multihead(case: Case, threads: int) -> Timed:
         unidirectional=int(case.mask == "causal"),
     )
     run = _onnx(_onnx_model(node, inputs, list(joined.shape)), inputs, threads)
-    apart = (case.batch, case.queries, case.heads, case.width)
-    return Timed(run, lambda out: out.reshape(apart).swapaxes(1, 2))
+    return Timed(run, lambda out: _heads_apart(case, out))
 
 
 def _openvino(case: Case, threads: int) -> Timed:
@@ -301,9 +346,11 @@ CONTENDERS: dict[str, Callable[[Case, int], Timed]] = {
     "chumoku picture": _chumoku(picture=(64, 64)),
     "chumoku all": _chumoku(**EVERYTHING, picture=(64, 64)),
     "chumoku tensors": _chumoku_tensors,
+    "chumoku module": _chumoku_module,
     "torch": _torch(""),
     "torch math": _torch("MATH"),
     "torch folded": _torch_folded,
+    "torch module": _torch_module,
     "torch weights": _torch_seeing(facts=False),
     "torch seeing": _torch_seeing(facts=True),
     "onnxruntime": _onnx_attention,

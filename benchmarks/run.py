@@ -56,10 +56,11 @@ def worker(case: Any, name: str, threads: int) -> None:
         return
     except Exception as failure:  # a peer's own errors are of every kind
         text = str(failure).strip().split("\n")[0] or type(failure).__name__
-        print(json.dumps({"unfit": text[:100]}), flush=True)
+        print(json.dumps({"unfit": text[:100], "wrong": True}), flush=True)
         return
     if not error < WORST_ERROR[case.dtype]:
-        print(json.dumps({"unfit": f"its error against float64 is {error:.1e}"}), flush=True)
+        words = f"its error against float64 is {error:.1e}"
+        print(json.dumps({"unfit": words, "wrong": True}), flush=True)
         return
     print(json.dumps({"error": error, "MB": peak}), flush=True)
     for _ in sys.stdin:
@@ -106,7 +107,9 @@ class Process:
         """The next line; of a process that died, why nothing more comes."""
         assert self.process.stdout is not None
         line = self.process.stdout.readline()
-        return json.loads(line) if line else {"unfit": f"ended with {self.process.wait()}"}
+        if line:
+            return json.loads(line)
+        return {"unfit": f"ended with {self.process.wait()}", "wrong": True}
 
     def turn(self) -> Any:
         """One more answer. Between its turns a process is stopped: idle threads may spin."""
@@ -266,7 +269,7 @@ def main() -> int:
             for name in options.cases:
                 case = by_name[name].given(dtype)
                 said, times, rates = time_case(case, names, options, library, stage)
-                bad = [n for n, s in said.items() if n.startswith("chumoku") and "unfit" in s]
+                bad = [n for n, s in said.items() if n.startswith("chumoku") and "wrong" in s]
                 if bad:
                     print(f"\n{name}, {dtype}: not reported: {bad[0]}: {said[bad[0]]['unfit']}")
                     wrong += 1

@@ -39,7 +39,8 @@ def _memory(name: str) -> int:
 class Case:
     """Query (batch, heads, queries, width) against `keys` keys of `kv_heads` heads.
 
-    mask is a word of MASKS, or nothing; bias says whether there is one for each head.
+    mask is a word of MASKS, or nothing; bias says whether there is one for each head; alike, that
+    key and value are the query, as in a module's self-attention.
     """
 
     name: str
@@ -52,6 +53,7 @@ class Case:
     mask: str = ""
     bias: bool = False
     dtype: str = "float32"
+    alike: bool = False
 
     def __str__(self) -> str:
         words = [f"{self.batch} x {self.heads} x {self.queries} x {self.width}", self.dtype]
@@ -82,6 +84,8 @@ class Case:
     def arrays(self) -> tuple[Array, Array, Array]:
         """Query, key and value: the same numbers for every contender."""
         query = self.numbers(0, self.batch, self.heads, self.queries, self.width)
+        if self.alike:
+            return query, query, query
         shape = self.batch, self.kv_heads, self.keys, self.width
         return query, self.numbers(1, *shape), self.numbers(2, *shape)
 
@@ -180,5 +184,7 @@ CASES = (
     Case("boolean", 1, 8, 8, 1024, 1024, 64, "boolean"),
     Case("bias", 1, 8, 8, 1024, 1024, 64, "", True),
     Case("odd-lengths", 1, 8, 8, 1021, 1531, 64),
+    Case("module-128", 8, 12, 12, 128, 128, 64, alike=True),
+    Case("module-384", 32, 12, 12, 384, 384, 64, alike=True),
     *(Case(f"width-{w}", 1, 8, 8, 1024, 1024, w) for w in (16, 32, 40, 64, 72, 80, 96, 128, 256)),
 )

@@ -82,7 +82,8 @@ struct Problem {
   Dtype dtype = Dtype::f32;
   int64_t batch = 0, heads = 0, kv_heads = 0, rows = 0, keys = 0, width = 0, value_width = 0;
   View query, key, value;
-  char* output = nullptr;              // contiguous (batch, heads, rows, value_width)
+  char* output = nullptr;              // (batch, heads, rows, value_width), contiguous unless
+  View output_rows;                    // there is a view of its rows, each contiguous
   const int64_t* row_index = nullptr;  // query position of each row; null: row r is query r
   const int64_t* position = nullptr;   // per batch entry: key position of query 0, for distance
   const Mask* mask = nullptr;
@@ -98,6 +99,10 @@ struct Problem {
   Totals totals;
   char* recall = nullptr;  // for the totals: reference and 1 / sum of each row
 
+  char* output_at(int64_t b, int64_t h, int64_t r) const {
+    if (output_rows.data) return output + (output_rows.at(b, h, r) - output_rows.data);
+    return output + ((b * heads + h) * rows + r) * value_width * item();
+  }
   int64_t query_of(int64_t row) const { return row_index ? row_index[row] : row; }
   bool wide() const { return dtype == Dtype::f64; }
   // Entries of a row's list, and groups whose masses are kept beside its state.

@@ -76,6 +76,15 @@ View view_of(const Py_buffer& b) {
   return view;
 }
 
+// The output's heads may lie inside its rows.
+void set_output(Problem& p, Buffers& buffers, nb::handle array) {
+  const Py_buffer& out = buffers.borrow(array, true);
+  p.output = static_cast<char*>(out.buf);
+  p.output_rows = view_of(out);
+  if (out.len != 0 && out.shape[out.ndim - 1] != 1 && p.output_rows.column != out.itemsize)
+    throw std::invalid_argument("an output whose rows are not contiguous");
+}
+
 int add_node(Mask& mask, Buffers& buffers, nb::handle lowered) {
   nb::tuple fields = nb::cast<nb::tuple>(lowered);
   std::string kind = nb::cast<std::string>(fields[0]);
@@ -263,7 +272,7 @@ void run_attention(nb::handle query, nb::handle key, nb::handle value, nb::handl
   const Py_buffer& v = inputs.buffers.borrow(value, false);
   p.value = view_of(v);
   p.value_width = v.shape[v.ndim - 1];
-  p.output = inputs.buffers.flat<char>(output, true);
+  set_output(p, inputs.buffers, output);
   auto fact = [&](const char* name) { return inputs.fact<char>(facts, name); };
   Facts& f = p.facts;
   f.lse = fact("lse");
@@ -317,7 +326,7 @@ bool run_plain(nb::handle query, nb::handle key, nb::handle value, nb::handle ou
   p.value = view_of(v);
   p.value_width = values[2];
   p.scale = 1 / std::sqrt(static_cast<double>(p.width));
-  p.output = buffers.flat<char>(output, true);
+  set_output(p, buffers, output);
   without_gil([&] { return attention(p, threads(), interrupted); });
   return true;
 }

@@ -26,11 +26,12 @@ struct Rows {
   bool more = false;  // the rows of the next tile follow, and will be needed
 };
 
+constexpr int64_t kLine = 64;  // bytes of the cache
+
 // Rows of the next tile are asked for while those of this one are worked on. Into the second cache:
 // the first can wait for too few lines at a time to read memory at its speed. Inlined by force, or
 // gcc drops it as a function without effect.
 [[gnu::always_inline]] inline void ask_ahead(const Rows& rows, const char* row, int64_t bytes) {
-  constexpr int64_t kLine = 64;
   if (!rows.more) return;
   for (int64_t at = 0; at < bytes; at += kLine)
     __builtin_prefetch(row + kTile * rows.step + at, 0, 2);

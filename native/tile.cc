@@ -252,14 +252,14 @@ void finish_group(const Problem& problem, const Panel& panel, const Plan<T>& pla
   for (int lane = 0; watched && lane < g.lanes; ++lane) logs[lane] = mass_of(plan, g, lane);
   for (int lane = 0; watched && lane < g.lanes; lane += kBytes / 8)
     store(logs + lane, log_lanes(load(logs + lane)));
-  int64_t width = problem.value_width, item = problem.item();
+  int64_t width = problem.value_width;
   for (int lane = 0; lane < g.used; lane += n) {
     char* to[n];
     int here = std::min(n, g.used - lane);
     for (int i = 0; i < here; ++i) {
       Row row = row_of(problem, panel, g.first + lane + i);
       int64_t at = (panel.batch * problem.heads + row.head) * problem.rows + row.row;
-      to[i] = problem.output + at * width * item;
+      to[i] = problem.output_at(panel.batch, row.head, row.row);
       if (watched) write_facts(problem, plan, g, lane + i, logs[lane + i], row.head, at);
       if (problem.facts.top) write_list(problem, plan, g, lane + i, shares[lane + i], at);
       if (problem.recall) {

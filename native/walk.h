@@ -220,7 +220,7 @@ struct Room {
 // Cuts one worker's memory into its parts.
 template <class T>
 Room<T> room_of(const Problem& problem, int64_t rows, Scratch& scratch) {
-  constexpr int64_t kLine = 64, kItem = sizeof(T);
+  constexpr int64_t kItem = sizeof(T);
   int64_t lanes = 3 * Lanes<T>::n, padded = (rows + lanes - 1) / lanes * lanes;
   int64_t tile = (kTile + 8) * lanes * kItem;
   int64_t state = static_cast<int64_t>(part_bytes<T>(problem, rows));
@@ -377,10 +377,17 @@ void fetch_values(const Walk<T>& walk, const Queries<T>& g, bool plain, int64_t 
 
 template <class T>
 bool all_finite(const T* rows, int64_t stride, int64_t count, int64_t width) {
-  T sum = 0;
-  for (int64_t j = 0; j < count; ++j)
-    for (int64_t d = 0; d < width; ++d) sum += rows[j * stride + d] * T(0);
-  return sum == 0;
+  constexpr int64_t n = Lanes<T>::n;
+  Vec<T> sum{};
+  T rest = 0;
+  for (int64_t j = 0; j < count; ++j) {
+    const T* row = rows + j * stride;
+    int64_t d = 0;
+    for (; d + n <= width; d += n)
+      sum += read_lanes(reinterpret_cast<const char*>(row + d), T{}) * T(0);
+    for (; d < width; ++d) rest += row[d] * T(0);
+  }
+  return rest == 0 && !any(sum != Vec<T>{});
 }
 
 // The bias of a tile, a row for each key. Returns whether -inf hides anything.
@@ -397,6 +404,10 @@ bool read_bias(const Walk<T>& walk, const Queries<T>& g, int64_t first, int coun
       rows[i] = view.at(place.batch, place.head, place.query) + (index ? 0 : first * view.column);
     }
     if (!index) {
+      // Rows lie far apart, too many for the machine to foresee.
+      for (int i = 0; i < n; ++i)
+        for (int64_t at = 0; at < kTile * problem.item(); at += kLine)
+          __builtin_prefetch(rows[i] + kTile * view.column + at);
       turn_rows(problem, rows, view.column, count, bias + lane, g.lanes, copy);
       continue;
     }

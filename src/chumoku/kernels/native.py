@@ -60,7 +60,7 @@ def refuses(call: Call) -> str | None:
 
 def run(call: Call) -> tuple[Reals, Statistics]:
     """Output of shape (*batch, heads, queries, value_width), and what was watched."""
-    output = np.empty((*call.query.shape[:-1], call.value.shape[-1]), call.query.dtype)
+    output = _empty_output(call.query, call.value.shape[-1:])
     facts = _empty_facts(call)
     totals = _empty_totals(call)
     rows = call.query.shape[-2]
@@ -90,7 +90,7 @@ def plain(query: Reals, key: Reals, value: Reals) -> Reals | None:
         return None
     if query.ndim > 32 or query.size > PLAIN_NUMBERS or value.shape[-1:] > (1024,):
         return None
-    output = np.empty(query.shape[:-1] + value.shape[-1:], query.dtype)
+    output = _empty_output(query, value.shape[-1:])
     if query.dtype.itemsize == 2:
         query, key, value = _plain(query), _plain(key), _plain(value)
     done = query.dtype.isnative and _native.plain(query, key, value, _plain(output), dtype)
@@ -120,6 +120,18 @@ def weights(call: Call, rows: Ints, keys: Ints, lse: Reals | None) -> Reals:
         _native.weights(_plain(query), _plain(call.key), known, weighed, options)
         block[..., part, :] = weighed
     return block
+
+
+def _empty_output(query: Reals, width: tuple[int, ...]) -> Reals:
+    """Memory for the output, with the heads inside the rows where the query has them there.
+
+    Then whoever joins the heads again need not copy.
+    """
+    shape = query.shape[:-1] + width
+    if query.ndim > 2 and 0 < query.strides[-3] < query.strides[-2]:
+        *batch, heads, queries, _ = shape
+        return np.empty((*batch, queries, heads, *width), query.dtype).swapaxes(-3, -2)
+    return np.empty(shape, query.dtype)
 
 
 def _real(call: Call) -> np.dtype[Any]:
