@@ -221,9 +221,9 @@ bool forward(const Problem& p, const Table& table, int threads, const Interrupte
 // number of threads.
 bool with_totals(const Problem& p, const Table& table, int threads,
                  const Interrupted& interrupted) {
-  // Few rows are finished first, for their keys may be split over the threads. How many threads
-  // there are must not matter here: weights kept and weights taken again differ in the last bit.
-  bool finished = p.rows <= table.unit && p.batch * p.heads < 16 && p.keys > kChunk;
+  // A few rows are finished first, for their keys may be split over the threads. Nothing else may
+  // decide it: weights kept and weights taken again differ in the last bit.
+  bool finished = p.rows <= 8 && p.keys > kChunk;
   if (finished && !forward(p, table, threads, interrupted)) return false;
   int64_t rows = rows_of_item(p, table);
   int64_t items = p.batch * p.heads * ((p.rows + rows - 1) / rows);

@@ -335,7 +335,8 @@ void add_totals(const Problem& problem, const Panel& panel, const Part& part, bo
   Memory<T> memory{};
   if (!finished) {
     int64_t bytes = Memory<T>::bytes(Memory<T>::tiles_of(walk.seen), walk.count);
-    if (bytes <= kMostKept)
+    // Masses are facts of a row: the same bits whatever rows are beside it.
+    if (bytes <= kMostKept && !problem.totals.masses)
       memory.lay_out(scratch[1].get(static_cast<size_t>(bytes)), walk.seen, walk.count);
     walk_all(walk, room, memory);
   }

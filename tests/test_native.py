@@ -392,3 +392,57 @@ def test_a_plain_call_gives_what_the_long_way_gives(shapes, dtype):
 )
 def test_what_is_not_plain_goes_the_long_way(shapes):
     assert plain(*(np.ones(shape, np.float32) for shape in shapes)) is None
+
+
+@pytest.mark.parametrize("isa", _native.instruction_sets())
+@pytest.mark.parametrize("top", [1, 2, 7, 8, 9, 16, 17, 40, 300])
+def test_lists_of_any_length_hold_the_largest_scores(isa, top):
+    """Whole numbers: ties everywhere, and no score is rounded."""
+    assert _native.set_instruction_set(isa)
+    rng = np.random.default_rng(top)
+    query = rng.integers(-3, 4, (3, 50, 4)).astype(np.float32)
+    key = rng.integers(-3, 4, (3, 1300, 4)).astype(np.float32)
+    key[1] *= np.arange(1300)[:, None] // 8 / 4  # larger and larger
+    key[2, 700, 0] = np.nan
+    value = rng.standard_normal((3, 1300, 2), dtype=np.float32)
+    query[2, ::3] = 0  # 0 * NaN is NaN as well
+    mask = chumoku.Lengths(1290) & chumoku.Custom(lambda b, h, i, j: (i + j) % 9 != 0)
+    _, seen = native(query, key, value, scale=0.5, mask=mask, watch=Watch(top=top))
+    allowed = (np.arange(50)[:, None] + np.arange(1300)) % 9 != 0
+    scores = query.astype(np.float64) @ key.swapaxes(-1, -2).astype(np.float64)
+    scores[np.isnan(scores)] = np.inf
+    scores[..., ~(allowed & (np.arange(1300) < 1290))] = -np.inf
+    order = np.argsort(-scores, axis=-1, kind="stable")[..., :top]
+    assert np.array_equal(seen.top_keys, order)
+
+
+@pytest.mark.parametrize("keys", [700, 3000, 45_000])  # of the last, no weights can be kept
+def test_received_where_references_move(keys):
+    rng = np.random.default_rng(keys)
+    query, key, value = (rng.standard_normal((2, n, 8), dtype=np.float32) for n in (60, keys, keys))
+    query = np.abs(query)
+    key += np.arange(keys, dtype=np.float32)[:, None] * (60 / keys)  # scores grow from key to key
+    watch = Watch(received=True, picture=(5, 40))
+    mask = Causal() | chumoku.Prefix(keys // 2)
+    _, seen = native(query, key, value, mask=mask, watch=watch)
+    wide = (array.astype(np.float64) for array in (query, key, value))
+    _, exact = attention(*wide, mask=mask, watch=watch, kernel="reference")
+    assert np.allclose(seen.received, exact.received, rtol=1e-4, atol=1e-6)
+    assert np.allclose(seen.received_share, exact.received_share, rtol=1e-4, atol=1e-7)
+    for half, wanted in zip(seen.picture, exact.picture, strict=True):
+        assert np.allclose(half, wanted, rtol=1e-4, atol=1e-7)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_the_output_lies_as_the_query_does(dtype):
+    query, key, value = (array.astype(dtype) for array in arrays(queries=30, keys=90))
+    inside = np.ascontiguousarray(query.swapaxes(1, 2)).swapaxes(1, 2)
+    wanted = native(query, key, value, mask=Causal())
+    plainly = native(query, key, value)
+    for output, same in (
+        (native(inside, key, value, mask=Causal()), wanted),
+        (attention(inside, key, value), plainly),
+    ):
+        assert output.swapaxes(1, 2).flags.c_contiguous
+        assert np.ascontiguousarray(output).tobytes() == same.tobytes()
+    assert wanted.flags.c_contiguous
