@@ -150,10 +150,11 @@ bool split_keys(const Problem& p, const Table& table, const std::vector<Panel>& 
 }
 
 // Rows of one head that are finished together when they are added up: a panel, or as few as are
-// walked well if so few rows' weights can be kept.
+// walked well where only so few rows' weights can be kept.
 int64_t rows_of_item(const Problem& p, const Table& table) {
-  int64_t most =
-      p.keys * table.most_rows * (p.wide() ? 8 : 4) > kMostKept / 2 ? table.unit : table.most_rows;
+  int64_t kept_row = p.keys * (p.wide() ? 8 : 4) * 5 / 4;  // with what is kept beside the weights
+  bool few = kept_row * table.most_rows > kMostKept * 5 / 8 && kept_row * table.unit <= kMostKept;
+  int64_t most = few ? table.unit : table.most_rows;
   int64_t pieces = (p.rows + most - 1) / most;
   return ((p.rows + pieces - 1) / pieces + table.unit - 1) / table.unit * table.unit;
 }
