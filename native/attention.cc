@@ -310,11 +310,11 @@ bool attention(const Problem& p, int threads, const Interrupted& interrupted) {
   if (work < 2e5) threads = 1;
   if (!p.totals.received && !p.totals.cell_sum && !p.totals.masses)
     return forward(p, table, threads, interrupted);
-  Problem twice = p;
+  Problem recalling = p;
   size_t rows = static_cast<size_t>(p.batch * p.heads * p.rows);
   Memory recall = make(2 * rows * (p.wide() ? 8 : 4));
-  twice.recall = recall.get();
-  return with_totals(twice, table, threads, interrupted);
+  recalling.recall = recall.get();
+  return with_totals(recalling, table, threads, interrupted);
 }
 
 bool weights(const Problem& p, const Block& block, int threads, const Interrupted& interrupted) {
