@@ -169,6 +169,12 @@ uint64_t node_word(const Mask& mask, const MaskNode& node, const Place& place, i
 
 }  // namespace
 
+bool of_intervals(const Mask& mask) {
+  return std::all_of(mask.nodes.begin(), mask.nodes.end(), [](const MaskNode& node) {
+    return node.kind == MaskNode::Kind::band || node.kind == MaskNode::Kind::all;
+  });
+}
+
 Range hull(const Mask& mask, const Place& place) {
   Range range = node_hull(mask, mask.nodes.back(), place);
   return {std::max<int64_t>(0, range.start), std::min(mask.keys, range.stop)};

@@ -21,6 +21,9 @@ struct Place {
 // The smallest range that holds every key the row sees.
 Range hull(const Mask& mask, const Place& place);
 
+// Whether every row sees one interval of keys, its hull.
+bool of_intervals(const Mask& mask);
+
 // A range in which the row sees every key: exact for single intervals, else possibly empty.
 Range solid(const Mask& mask, const Place& place);
 

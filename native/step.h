@@ -40,6 +40,7 @@ struct Queries {
   List<T> lists;      // of raw scores; from one lane to the next it is list_step()
   T* masses;          // [groups of keys][lanes]
   Range seen, solid;  // keys that some lane sees; keys that every lane sees
+  Range* ranges;      // keys that each lane sees, or null when they are no intervals
   // Of few queries: how many, where their raw scores go, and their output [queries][value_width]
   // while a chunk is walked. 0 and null when they are handled lane by lane.
   int few;
@@ -57,6 +58,9 @@ struct Tile {
   Rows key_rows, value_rows;             // in place of them for few queries
   int64_t first;                         // key of bit 0
   int low, high;                         // keys that some lane sees
+  Range of_vector[3];                    // the same for each vector of lanes
+  Range ranges[5];                       // in which the vectors that see keys do not change
+  int range_count;                       // of masked tiles
   bool masked, spoilt;                   // spoilt: hidden values may be NaN or infinite
   const typename Lanes<T>::Word* words;  // bit j: the lane sees key j; float: [2][lanes] halves
   const T* bias;                         // [kTile][lanes], or null
@@ -188,7 +192,31 @@ struct Sums {
   }
 };
 
-template <class T, int NV>
+// Which vectors of a group take part, from `first` up to `last`: under a mask, keys of a tile may
+// be hidden from whole vectors of queries.
+template <int first_vector, int last_vector>
+struct Vectors {
+  static constexpr int first = first_vector, last = last_vector;
+};
+
+// Calls with the vectors that see any of the keys in `range`, or with some more.
+template <class T, int NV, class Call>
+inline void with_vectors(const Tile<T>& tile, const Range& range, const Call& call) {
+  auto apart = [&](int v) {
+    const Range& seen = tile.of_vector[v];
+    return seen.stop <= range.start || range.stop <= seen.start;
+  };
+  if (NV == 1 || (!apart(0) && !apart(NV - 1))) return call(Vectors<0, NV>{});
+  bool middle = NV == 3 && !apart(1);
+  if (apart(0)) {
+    if (NV == 2 || middle) return call(Vectors<1, NV>{});
+    return call(Vectors<NV - 1, NV>{});
+  }
+  if (NV == 2 || middle) return call(Vectors<0, NV - 1>{});
+  return call(Vectors<0, 1>{});
+}
+
+template <class T, int NV, class Some = Vectors<0, NV>>
 inline void add_products(const T* q, const T* const (&row)[kAtOnce<NV>], int64_t begin, int64_t end,
                          Vec<T> (&acc)[kAtOnce<NV>][NV]) {
   using V = Vec<T>;
@@ -196,26 +224,26 @@ inline void add_products(const T* q, const T* const (&row)[kAtOnce<NV>], int64_t
   q += begin * kStep;
   for (int64_t d = begin; d < end; ++d, q += kStep) {
     V lanes[NV];
-    for (int v = 0; v < NV; ++v) lanes[v] = load(q + v * Lanes<T>::n);
+    for (int v = Some::first; v < Some::last; ++v) lanes[v] = load(q + v * Lanes<T>::n);
 #pragma GCC unroll 8
     for (int r = 0; r < kAtOnce<NV>; ++r) {
       V k = spread(row[r][d]);
 #pragma GCC unroll 3
-      for (int v = 0; v < NV; ++v) acc[r][v] = fma(k, lanes[v], acc[r][v]);
+      for (int v = Some::first; v < Some::last; ++v) acc[r][v] = fma(k, lanes[v], acc[r][v]);
     }
   }
 }
 
 // Apart from the loop above, whose accumulators must stay in registers.
-template <class T, int NV>
+template <class T, int NV, class Some = Vectors<0, NV>>
 [[gnu::noinline]] void add_long_products(const T* q, const T* const (&row)[kAtOnce<NV>],
                                          int64_t width, Vec<T> (&sum)[kAtOnce<NV>][NV]) {
   int64_t span = width <= kSpan ? kSpan / 2 : kSpan;
   for (int64_t d = 0; d < width; d += span) {
     Vec<T> part[kAtOnce<NV>][NV]{};
-    add_products<T, NV>(q, row, d, std::min(width, d + span), part);
+    add_products<T, NV, Some>(q, row, d, std::min(width, d + span), part);
     for (int r = 0; r < kAtOnce<NV>; ++r)
-      for (int v = 0; v < NV; ++v) sum[r][v] += part[r][v];
+      for (int v = Some::first; v < Some::last; ++v) sum[r][v] += part[r][v];
   }
 }
 
@@ -252,6 +280,10 @@ inline void score_keys(const Queries<T>& g, const Tile<T>& tile, const Plan<T>& 
       for (int v = 0; v < NV; ++v) acc[r][v] = V{};
     if (width <= kSpan / 2)
       add_products<T, NV>(g.q, row, 0, width, acc);
+    else if (kMasked)
+      with_vectors<T, NV>(tile, {key, key + kKeys}, [&](auto some) {
+        add_long_products<T, NV, decltype(some)>(g.q, row, width, acc);
+      });
     else
       add_long_products<T, NV>(g.q, row, width, acc);
   }
@@ -282,8 +314,38 @@ inline void score_tile(const Queries<T>& g, const Tile<T>& tile, const Plan<T>& 
   for (; key < tile.high; key += kKeys) score_keys<T, NV, true>(g, tile, plan, width, key, take);
 }
 
+// acc += V^T P^T for kColumns columns of the values, keys in `range` and vectors in Some.
+template <class T, int NV, int kColumns, bool kSpoilt, class Some = Vectors<0, NV>>
+inline void mix_keys(const Tile<T>& tile, const Range& range, const T* p, int64_t column,
+                     Vec<T> (&acc)[kColumns][NV]) {
+  using V = Vec<T>;
+  constexpr int kStep = NV * Lanes<T>::n;
+  const T* value = tile.v + range.start * tile.v_stride + column;
+  for (int64_t key = range.start; key < range.stop; ++key, value += tile.v_stride) {
+    V weight[NV];
+    for (int v = Some::first; v < Some::last; ++v) weight[v] = load(p + key * kStep + v * Lanes<T>::n);
+#pragma GCC unroll 8
+    for (int c = 0; c < kColumns; ++c) {
+      V x = spread(value[c]);
+#pragma GCC unroll 3
+      for (int v = Some::first; v < Some::last; ++v) {
+        V next = fma(x, weight[v], acc[c][v]);
+        // What is hidden is not even multiplied by zero: 0 * NaN would be felt.
+        if constexpr (kSpoilt)
+          acc[c][v] = sees(tile, kStep, v, static_cast<int>(key)) ? next : acc[c][v];
+        else
+          acc[c][v] = next;
+      }
+    }
+  }
+}
+
+// Which values of a tile are mixed by which vectors: all; of masked tiles only what some lane of a
+// vector sees; of spoilt ones only what a lane itself sees.
+enum class Mix { all, seen, spoilt };
+
 // O^T <- alpha O^T + V^T P^T for kColumns columns of the values.
-template <class T, int NV, int kColumns, bool kSpoilt>
+template <class T, int NV, int kColumns, Mix kMix>
 inline void mix_columns(Queries<T>& g, const Tile<T>& tile, const T* p, const T* alpha,
                         int64_t column) {
   using V = Vec<T>;
@@ -292,24 +354,13 @@ inline void mix_columns(Queries<T>& g, const Tile<T>& tile, const T* p, const T*
 #pragma GCC unroll 8
   for (int c = 0; c < kColumns; ++c)
     for (int v = 0; v < NV; ++v) acc[c][v] = V{};
-  const T* value = tile.v + tile.low * tile.v_stride + column;
-  for (int key = tile.low; key < tile.high; ++key, value += tile.v_stride) {
-    V weight[NV];
-    for (int v = 0; v < NV; ++v) weight[v] = load(p + key * kStep + v * Lanes<T>::n);
-#pragma GCC unroll 8
-    for (int c = 0; c < kColumns; ++c) {
-      V x = spread(value[c]);
-#pragma GCC unroll 3
-      for (int v = 0; v < NV; ++v) {
-        V next = fma(x, weight[v], acc[c][v]);
-        // What is hidden is not even multiplied by zero: 0 * NaN would be felt.
-        if constexpr (kSpoilt)
-          acc[c][v] = sees(tile, kStep, v, key) ? next : acc[c][v];
-        else
-          acc[c][v] = next;
-      }
-    }
-  }
+  if constexpr (kMix == Mix::seen)
+    for (int i = 0; i < tile.range_count; ++i)
+      with_vectors<T, NV>(tile, tile.ranges[i], [&](auto some) {
+        mix_keys<T, NV, kColumns, false, decltype(some)>(tile, tile.ranges[i], p, column, acc);
+      });
+  else
+    mix_keys<T, NV, kColumns, kMix == Mix::spoilt>(tile, {tile.low, tile.high}, p, column, acc);
 #pragma GCC unroll 8
   for (int c = 0; c < kColumns; ++c)
     for (int v = 0; v < NV; ++v) {
@@ -318,16 +369,16 @@ inline void mix_columns(Queries<T>& g, const Tile<T>& tile, const T* p, const T*
     }
 }
 
-template <class T, int NV, bool kSpoilt>
+template <class T, int NV, Mix kMix>
 void mix_tile(Queries<T>& g, const Tile<T>& tile, const T* p, const T* alpha, int64_t width) {
   constexpr int kMost = kAtOnce<NV>;
   int64_t c = 0;
-  for (; c + kMost <= width; c += kMost) mix_columns<T, NV, kMost, kSpoilt>(g, tile, p, alpha, c);
+  for (; c + kMost <= width; c += kMost) mix_columns<T, NV, kMost, kMix>(g, tile, p, alpha, c);
   if (kMost > 4 && c + 4 <= width) {
-    mix_columns<T, NV, 4, kSpoilt>(g, tile, p, alpha, c);
+    mix_columns<T, NV, 4, kMix>(g, tile, p, alpha, c);
     c += 4;
   }
-  for (; c < width; ++c) mix_columns<T, NV, 1, kSpoilt>(g, tile, p, alpha, c);
+  for (; c < width; ++c) mix_columns<T, NV, 1, kMix>(g, tile, p, alpha, c);
 }
 
 template <class T>
@@ -500,10 +551,12 @@ void step(Queries<T>& g, const Tile<T>& tile, const Plan<T>& plan, const Problem
   if (problem.dropped) drop<T, NV>(tile, problem, b.counters, batch, b.weights, b.scores);
   if (g.few_output)
     mix_few_tile(g, tile, mixed, b.alpha, problem.value_width);
-  else if (tile.masked && tile.spoilt)
-    mix_tile<T, NV, true>(g, tile, mixed, b.alpha, problem.value_width);
+  else if (!tile.masked)
+    mix_tile<T, NV, Mix::all>(g, tile, mixed, b.alpha, problem.value_width);
+  else if (tile.spoilt)
+    mix_tile<T, NV, Mix::spoilt>(g, tile, mixed, b.alpha, problem.value_width);
   else
-    mix_tile<T, NV, false>(g, tile, mixed, b.alpha, problem.value_width);
+    mix_tile<T, NV, Mix::seen>(g, tile, mixed, b.alpha, problem.value_width);
 }
 
 template <class T>

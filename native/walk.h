@@ -215,6 +215,7 @@ struct Room {
   Buffers<T> buffers;
   typename Lanes<T>::Word* words;
   char* states[2];
+  Range* ranges;  // of each lane of each group
 };
 
 // Cuts one worker's memory into its parts.
@@ -239,7 +240,8 @@ Room<T> room_of(const Problem& problem, int64_t rows, Scratch& scratch) {
                      (kTile + 8) * Lanes<T>::n * kItem,
                      kFew<T> * problem.value_width * kItem,
                      problem.listed() ? tile : 0,
-                     problem.listed() ? 3 * (kTile + 8) * 4 : 0};
+                     problem.listed() ? 3 * (kTile + 8) * 4 : 0,
+                     problem.mask ? padded * static_cast<int64_t>(sizeof(Range)) : 0};
   constexpr int kParts = sizeof sizes / sizeof *sizes;
   int64_t total = 0;
   for (int64_t size : sizes) total += (size + kLine - 1) / kLine * kLine;
@@ -261,7 +263,8 @@ Room<T> room_of(const Problem& problem, int64_t rows, Scratch& scratch) {
            per_lane + 2 * lanes, per_lane + 3 * lanes, reinterpret_cast<uint64_t*>(parts[8]),
            reinterpret_cast<int32_t*>(parts[15])},
           reinterpret_cast<typename Lanes<T>::Word*>(parts[9]),
-          {parts[10], parts[11]}};
+          {parts[10], parts[11]},
+          reinterpret_cast<Range*>(parts[16])};
 }
 
 // Where a lane's row stands among all rows of all heads.
@@ -299,11 +302,16 @@ void begin(Walk<T>& walk, char* states, const Room<T>& room) {
     set_few(problem, room, g);
     g.seen = {0, problem.keys};
     g.solid = g.seen;
+    g.ranges = nullptr;
     if (problem.mask) {
+      bool intervals = of_intervals(*problem.mask);
+      if (intervals) g.ranges = room.ranges + i * 3 * Lanes<T>::n;
       g.seen = {problem.keys, 0};
       for (int lane = 0; lane < g.used; ++lane) {
         Place place = place_of(walk, g, lane);
-        Range some = hull(*problem.mask, place), all = solid(*problem.mask, place);
+        Range some = hull(*problem.mask, place);
+        Range all = intervals ? some : solid(*problem.mask, place);
+        if (intervals) g.ranges[lane] = some;
         g.solid = {std::max(g.solid.start, all.start), std::min(g.solid.stop, all.stop)};
         if (!some.empty())
           g.seen = {std::min(g.seen.start, some.start), std::max(g.seen.stop, some.stop)};
@@ -378,16 +386,18 @@ void fetch_values(const Walk<T>& walk, const Queries<T>& g, bool plain, int64_t 
 template <class T>
 bool all_finite(const T* rows, int64_t stride, int64_t count, int64_t width) {
   constexpr int64_t n = Lanes<T>::n;
-  Vec<T> sum{};
+  typename Lanes<T>::M spoilt{};
   T rest = 0;
   for (int64_t j = 0; j < count; ++j) {
     const T* row = rows + j * stride;
+    Vec<T> sum{};  // of one row: sums of many would wait for one another
     int64_t d = 0;
     for (; d + n <= width; d += n)
       sum += read_lanes(reinterpret_cast<const char*>(row + d), T{}) * T(0);
     for (; d < width; ++d) rest += row[d] * T(0);
+    spoilt |= sum != Vec<T>{};
   }
-  return rest == 0 && !any(sum != Vec<T>{});
+  return rest == 0 && !any(spoilt);
 }
 
 // The bias of a tile, a row for each key. Returns whether -inf hides anything.
@@ -440,45 +450,87 @@ void hide_by_bias(const T* bias, int lanes, int count, typename Lanes<T>::Word* 
     }
 }
 
-// Which keys of the tile the group's lanes see. False when none does.
+// The lanes' words for keys [first, first + count), or those of `index`.
 template <class T>
-bool look(const Walk<T>& walk, const Queries<T>& g, int64_t first, int count, const int64_t* index,
-          const Room<T>& room, Tile<T>* tile) {
-  uint64_t whole = low_bits(count), some = 0, every = whole;
-  bool inside = !index && g.solid.start <= first && first + count <= g.solid.stop;
-  if (inside || !walk.problem.mask) {
-    if (count < kTile || walk.problem.biased)
-      for (int lane = 0; lane < g.lanes; ++lane) put_word<T>(room.words, g.lanes, lane, whole);
-    some = whole;
-  } else {
-    const Mask& mask = *walk.problem.mask;
-    for (int lane = 0; lane < g.lanes; ++lane) {
+void read_words(const Walk<T>& walk, const Queries<T>& g, int64_t first, int count,
+                const int64_t* index, typename Lanes<T>::Word* words) {
+  const Mask& mask = *walk.problem.mask;
+  uint64_t whole = low_bits(count);
+  for (int lane = 0; lane < g.lanes; ++lane) {
+    uint64_t bits = 0;
+    if (!index && g.ranges) {
+      bits = range_word(g.ranges[std::min(lane, g.used - 1)], first) & whole;
+    } else {
       Place place = place_of(walk, g, lane);
-      uint64_t bits = 0;
       if (index)
         for (int j = 0; j < count; ++j) bits |= word(mask, place, index[first + j], 1) << j;
       else
         bits = word(mask, place, first, count);
-      put_word<T>(room.words, g.lanes, lane, bits);
-      some |= bits;
-      every &= bits;
     }
+    put_word<T>(words, g.lanes, lane, bits);
   }
+}
+
+static inline Range range_of(uint64_t bits) {
+  if (!bits) return {};
+  return {__builtin_ctzll(bits), 64 - __builtin_clzll(bits)};
+}
+
+// Cuts what is seen of a tile where a vector of lanes begins or ends to see keys.
+template <class T>
+void cut(const Queries<T>& g, Tile<T>* tile) {
+  uint64_t edges = 0;  // bit j: a range ends before key j
+  for (int v = 0; v < g.vectors; ++v) {
+    const Range& seen = tile->of_vector[v];
+    if (seen.empty()) continue;
+    edges |= uint64_t{1} << seen.start;
+    if (seen.stop < tile->high) edges |= uint64_t{1} << seen.stop;
+  }
+  tile->range_count = 0;
+  for (; edges; edges &= edges - 1) {
+    uint64_t later = edges & (edges - 1);
+    tile->ranges[tile->range_count++] = {__builtin_ctzll(edges),
+                                         later ? __builtin_ctzll(later) : tile->high};
+  }
+}
+
+// Which keys of the tile the group's lanes see. False when none does.
+template <class T>
+bool look(const Walk<T>& walk, const Queries<T>& g, int64_t first, int count, const int64_t* index,
+          const Room<T>& room, Tile<T>* tile) {
+  bool inside = !index && g.solid.start <= first && first + count <= g.solid.stop;
+  bool masked = walk.problem.mask && !inside;
+  uint64_t whole = low_bits(count), every = whole, some = 0;
+  auto sum_up = [&] {
+    some = 0;
+    for (int v = 0; v < g.vectors; ++v) {
+      uint64_t mine = masked ? 0 : whole;
+      for (int i = 0; masked && i < Lanes<T>::n; ++i) {
+        uint64_t bits = word_of<T>(room.words, g.lanes, v * Lanes<T>::n + i);
+        mine |= bits;
+        every &= bits;
+      }
+      tile->of_vector[v] = range_of(mine);
+      some |= mine;
+    }
+  };
+  if (masked)
+    read_words(walk, g, first, count, index, room.words);
+  else if (count < kTile || walk.problem.biased)
+    for (int lane = 0; lane < g.lanes; ++lane) put_word<T>(room.words, g.lanes, lane, whole);
+  sum_up();
   tile->bias = walk.problem.biased ? room.buffers.bias : nullptr;
   if (some && tile->bias && read_bias(walk, g, first, count, index, room.buffers.bias, room.copy)) {
     hide_by_bias(room.buffers.bias, g.lanes, count, room.words);
-    some = 0;
-    for (int lane = 0; lane < g.lanes; ++lane) {
-      uint64_t bits = word_of<T>(room.words, g.lanes, lane);
-      some |= bits;
-      every &= bits;
-    }
+    masked = true;
+    sum_up();
   }
   tile->words = room.words;
   tile->first = first;
   tile->masked = every != whole;
-  tile->low = some ? __builtin_ctzll(some) : 0;
-  tile->high = some ? 64 - __builtin_clzll(some) : 0;
+  tile->low = static_cast<int>(range_of(some).start);
+  tile->high = static_cast<int>(range_of(some).stop);
+  if (tile->masked) cut(g, tile);
   return some != 0;
 }
 
