@@ -323,7 +323,8 @@ inline void mix_keys(const Tile<T>& tile, const Range& range, const T* p, int64_
   const T* value = tile.v + range.start * tile.v_stride + column;
   for (int64_t key = range.start; key < range.stop; ++key, value += tile.v_stride) {
     V weight[NV];
-    for (int v = Some::first; v < Some::last; ++v) weight[v] = load(p + key * kStep + v * Lanes<T>::n);
+    for (int v = Some::first; v < Some::last; ++v)
+      weight[v] = load(p + key * kStep + v * Lanes<T>::n);
 #pragma GCC unroll 8
     for (int c = 0; c < kColumns; ++c) {
       V x = spread(value[c]);
