@@ -57,8 +57,6 @@ const Isa& isa() {
   return *now;
 }
 
-const Table& table_of(const Problem& p) { return p.wide() ? *isa().f64 : *isa().f32; }
-
 // Rows are cut into panels of nearly equal size. With too few panels for the threads they become
 // smaller: what a row gets does not depend on its neighbours.
 std::vector<Panel> panels_of(const Problem& p, const Table& table, int threads) {
@@ -266,6 +264,8 @@ char* Scratch::get(size_t bytes) {
   }
   return memory_;
 }
+
+const Table& table_of(const Problem& p) { return p.wide() ? *isa().f64 : *isa().f32; }
 
 Range seen_by(const Problem& problem, const Panel& panel) {
   if (!problem.mask) return {0, problem.keys};

@@ -19,7 +19,7 @@ constexpr int64_t kChunk = 16 * kTile;
 
 enum class Dtype { f32, f64, f16, bf16 };
 
-// A read-only array (batch, heads, rows, columns); strides in bytes, of any sign or zero.
+// An array (batch, heads, rows, columns); strides in bytes, of any sign or zero.
 struct View {
   const char* data = nullptr;
   std::vector<int64_t> batch;  // offset of each flattened batch entry
@@ -28,6 +28,8 @@ struct View {
   const char* at(int64_t b, int64_t h, int64_t r) const {
     return data + batch[static_cast<size_t>(b)] + h * head + r * row;
   }
+  // The same, of memory that was given to be written to.
+  char* to(int64_t b, int64_t h, int64_t r) const { return const_cast<char*>(at(b, h, r)); }
 };
 
 // A lowered mask: leaves and joins, each part's index in `parts`.
@@ -119,6 +121,18 @@ struct Block {
   char* output = nullptr;       // contiguous (batch, heads, rows, keys)
 };
 
+// What the gradient of a problem's output is taken from, and where the gradients of its query, key
+// and value go: views of rows of the problem's dtype, without data where they are not wanted. The
+// arrays of one number a row are contiguous (batch, heads, rows).
+struct Gradients {
+  View upstream, output;  // (batch, heads, rows, value_width): the gradient of the output, and it
+  View query, key, value;
+  const double* lse = nullptr;
+  // Pulls at all scores of a row alike, beside what the output gives: it is added here.
+  double* pull = nullptr;
+  const double* twist = nullptr;  // what each score gets times -weight * ln weight, or null
+};
+
 // Asked from the calling thread now and then; true stops the work.
 using Interrupted = std::function<bool()>;
 
@@ -126,6 +140,8 @@ using Interrupted = std::function<bool()>;
 bool attention(const Problem& problem, int threads, const Interrupted& interrupted);
 bool weights(const Problem& problem, const Block& block, int threads,
              const Interrupted& interrupted);
+bool backward(const Problem& problem, const Gradients& gradients, int threads,
+              const Interrupted& interrupted);
 
 // Instruction sets this machine can run, best first; the one in use; pinning one by name.
 std::vector<std::string> instruction_sets();

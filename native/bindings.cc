@@ -340,6 +340,36 @@ void run_weights(nb::handle query, nb::handle key, nb::handle lse, nb::handle ou
   without_gil([&] { return weights(inputs.problem, block, threads(), interrupted); });
 }
 
+// A gradient's rows are written one by one.
+View gradient_of(Buffers& buffers, const nb::dict& arrays, const char* name) {
+  if (!arrays.contains(name)) return {};
+  const Py_buffer& array = buffers.borrow(arrays[name], true);
+  View view = view_of(array);
+  if (array.len != 0 && array.shape[array.ndim - 1] != 1 && view.column != array.itemsize)
+    throw std::invalid_argument("a gradient whose rows are not contiguous");
+  return view;
+}
+
+void run_backward(nb::handle query, nb::handle key, nb::handle value, nb::dict options,
+                  nb::dict arrays) {
+  Inputs inputs(query, key, options);
+  Problem& p = inputs.problem;
+  Buffers& buffers = inputs.buffers;
+  const Py_buffer& v = buffers.borrow(value, false);
+  p.value = view_of(v);
+  p.value_width = v.shape[v.ndim - 1];
+  Gradients g;
+  g.upstream = view_of(buffers.borrow(arrays["upstream"], false));
+  g.output = view_of(buffers.borrow(arrays["output"], false));
+  g.lse = buffers.flat<const double>(arrays["lse"]);
+  g.pull = buffers.flat<double>(arrays["pull"], true);
+  g.twist = inputs.fact<double>(arrays, "twist");
+  g.query = gradient_of(buffers, arrays, "query");
+  g.key = gradient_of(buffers, arrays, "key");
+  g.value = gradient_of(buffers, arrays, "value");
+  without_gil([&] { return backward(p, g, threads(), interrupted); });
+}
+
 // Of the library's errors only this one is raised here: the environment is read here.
 void raise_unknown(const std::exception_ptr& thrown, void*) {
   try {
@@ -373,6 +403,8 @@ NB_MODULE(_native, m) {
         nb::arg("dtype"));
   m.def("weights", &run_weights, nb::arg("query"), nb::arg("key"), nb::arg("lse"),
         nb::arg("output"), nb::arg("options"));
+  m.def("backward", &run_backward, nb::arg("query"), nb::arg("key"), nb::arg("value"),
+        nb::arg("options"), nb::arg("arrays"));
   m.def("threads", &threads, "Threads that a call may use.");
   m.def("set_threads", &set_threads, nb::arg("count"), "0: the automatic choice.");
   m.def("set_automatic", &set_automatic, nb::arg("asked"), nb::arg("openmp"), nb::arg("quota"),

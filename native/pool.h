@@ -8,7 +8,7 @@ namespace chumoku {
 
 constexpr int kMostThreads = 256;
 
-// Runs body(item, worker) for every item in [0, items), in any order, on at most `threads`
+// Runs body(item, worker) for every item in [0, items), begun in their order, on at most `threads`
 // threads; worker is in [0, threads), and no two bodies run as the same worker at once. `idle` is
 // called from the calling thread every few milliseconds, also while it only waits; when it returns
 // true, or a body throws, no further item is begun. Returns false when idle stopped the work.

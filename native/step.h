@@ -64,6 +64,7 @@ struct Tile {
   bool masked, spoilt;                   // spoilt: hidden values may be NaN or infinite
   const typename Lanes<T>::Word* words;  // bit j: the lane sees key j; float: [2][lanes] halves
   const T* bias;                         // [kTile][lanes], or null
+  T* slope;                              // where the slope of the cap is wanted, or null
 };
 
 // How raw scores become weights. Scores that are adjusted one by one (cap, bias, a scale out of the
@@ -255,8 +256,13 @@ template <class T, int NV>
   for (int r = 0; r < kAtOnce<NV>; ++r)
     for (int v = 0; v < NV; ++v) {
       Vec<T> s = score[r][v] * plan.factor;
-      if (plan.cap != 0) s = tanh_lanes<T>(s * plan.per_cap) * plan.cap;
-      if (tile.bias) s += load(tile.bias + ((key + r) * NV + v) * n);
+      int at = ((key + r) * NV + v) * n;
+      if (plan.cap != 0) {
+        Vec<T> share = tanh_lanes<T>(s * plan.per_cap);
+        if (tile.slope) store(tile.slope + at, spread(T(1)) - share * share);
+        s = share * plan.cap;
+      }
+      if (tile.bias) s += load(tile.bias + at);
       score[r][v] = s;
     }
 }

@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <limits>
 
+#include "backward.h"
 #include "mask.h"
 #include "pool.h"
 #include "step.h"
@@ -36,15 +37,12 @@ void walk_chunk(Walk<T>& walk, Queries<T>* groups, int64_t chunk, const Room<T>&
       fetch_values(walk, g, checks, first, count, room, &tile);
       if (checks) checked = all_finite(tile.v, tile.v_stride, count, problem.value_width);
       tile.spoilt = checked == 0;
-      if (walk.plan.distance || problem.dropped)
-        for (int lane = 0; lane < g.lanes; ++lane) {
-          Place place = place_of(walk, g, lane);
-          if (walk.plan.distance)
-            room.buffers.position[lane] =
-                static_cast<T>(place.query + problem.position[place.batch] - first);
-          room.buffers.counters[lane] = static_cast<uint64_t>(place.query);
-          room.buffers.counters[g.lanes + lane] = static_cast<uint64_t>(place.head);
-        }
+      for (int lane = 0; walk.plan.distance && lane < g.lanes; ++lane) {
+        Place place = place_of(walk, g, lane);
+        room.buffers.position[lane] =
+            static_cast<T>(place.query + problem.position[place.batch] - first);
+      }
+      if (problem.dropped) count_lanes(walk, g, room);
       Buffers<T> buffers = room.buffers;
       if (memory.kept) {
         Kept<T>& kept = memory.at(first, i);
@@ -415,7 +413,9 @@ constexpr Table kTable = {CHUMOKU_TEXT(CHUMOKU_ISA),
                           merge<T>,
                           finish<T>,
                           weights<T>,
-                          add_totals<T>};
+                          add_totals<T>,
+                          back<T>,
+                          pulls<T>};
 
 const Table table_f32 = kTable<float>;
 const Table table_f64 = kTable<double>;

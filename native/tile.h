@@ -5,6 +5,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <functional>
 
 #include "attention.h"
 #include "mask.h"
@@ -64,6 +65,16 @@ static inline int64_t cell_of(int64_t place, int64_t cells, int64_t length) {
   return ((place + 1) * cells - 1) / length;
 }
 
+// Some keys of one head, and the queries of its group in their order: group i is walked when turn()
+// says so (or never, when it says false), and done() lets the next block come to it.
+struct KeyBlock {
+  int64_t batch, kv_head, first, count;
+  bool opens, closes;  // the first block of its head, the last
+  char* query_sums;    // [groups][width][unit], what the blocks so far add up to, if there are more
+  std::function<bool(int64_t)> turn;
+  std::function<void(int64_t)> done;
+};
+
 struct Table {
   const char* name;
   int64_t most_rows;  // rows of the largest panel
@@ -81,7 +92,14 @@ struct Table {
   void (*weights)(const Problem&, const Block&, const Panel&, Scratch&);
   // A panel of one head, finished unless it is already, and what its rows add to the facts.
   void (*add_totals)(const Problem&, const Panel&, const Part&, bool finished, Scratch* three);
+  // The gradient that a block of keys brings, and what the rows [first, first + count) of all heads
+  // need for it.
+  void (*back)(const Problem&, const Gradients&, const KeyBlock&, Scratch* two);
+  void (*pulls)(const Problem&, const Gradients&, int64_t first, int64_t count, Scratch&);
 };
+
+// That of the instruction set in use.
+const Table& table_of(const Problem& problem);
 
 #define CHUMOKU_DECLARE(isa)               \
   namespace isa {                          \

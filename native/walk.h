@@ -186,21 +186,19 @@ void turn_rows(const Problem& problem, const char* const* rows, int64_t step, in
   transpose_in(copied, columns, to, stride);
 }
 
-// A lane without a row of its own has the last one's query.
+// Rows of a group, turned. A lane without a row of its own has the last one's.
 template <class T>
-void pack_queries(const Problem& problem, const Panel& panel, const Plan<T>& plan, int64_t first,
-                  Queries<T>& g, T* copy) {
+void turn_group(const Walk<T>& walk, const Queries<T>& g, const View& view, int64_t width, T* to,
+                T* copy) {
   constexpr int n = Lanes<T>::n;
   for (int lane = 0; lane < g.lanes; lane += n) {
     const char* rows[n];
     for (int i = 0; i < n; ++i) {
-      Row row = row_of(problem, panel, first + std::min(lane + i, g.used - 1));
-      rows[i] = problem.query.at(panel.batch, row.head, row.row);
+      Row row = row_of(walk.problem, walk.panel, g.first + std::min(lane + i, g.used - 1));
+      rows[i] = view.at(walk.panel.batch, row.head, row.row);
     }
-    turn_rows(problem, rows, problem.query.column, problem.width, g.q + lane, g.lanes, copy);
+    turn_rows(walk.problem, rows, view.column, width, to + lane, g.lanes, copy);
   }
-  if (plan.sign < 0)
-    for (int64_t i = 0; i < problem.width * g.lanes; ++i) g.q[i] = -g.q[i];
 }
 
 template <class T>
@@ -274,6 +272,16 @@ int64_t index_of(const Walk<T>& walk, const Queries<T>& g, int lane) {
   return (walk.panel.batch * walk.problem.heads + row.head) * walk.problem.rows + row.row;
 }
 
+// Which random numbers the group's lanes draw.
+template <class T>
+void count_lanes(const Walk<T>& walk, const Queries<T>& g, const Room<T>& room) {
+  for (int lane = 0; lane < g.lanes; ++lane) {
+    Place place = place_of(walk, g, lane);
+    room.buffers.counters[lane] = static_cast<uint64_t>(place.query);
+    room.buffers.counters[g.lanes + lane] = static_cast<uint64_t>(place.head);
+  }
+}
+
 // Only the last group of a panel can be of few queries.
 template <class T>
 void set_few(const Problem& problem, const Room<T>& room, Queries<T>& g) {
@@ -296,7 +304,8 @@ void begin(Walk<T>& walk, char* states, const Room<T>& room) {
     Queries<T>& g = walk.groups[i];
     g.first = first;
     g.q = packed;
-    pack_queries(problem, walk.panel, walk.plan, first, g, room.copy);
+    turn_group(walk, g, problem.query, problem.width, g.q, room.copy);
+    for (int64_t j = 0; walk.plan.sign < 0 && j < problem.width * g.lanes; ++j) g.q[j] = -g.q[j];
     packed += problem.width * g.lanes;
     first += g.used;
     set_few(problem, room, g);
