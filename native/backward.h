@@ -32,11 +32,11 @@ struct Side {
 // Memory for one block of keys and one group of queries.
 template <class T>
 struct Back {
-  T *weights, *pulls, *mixed, *ways, *slopes;   // [kTile + 8][lanes]
-  T *query_copy, *upstream_copy;                // [lanes][columns]
-  T *upstream, *query_sum;                      // [columns][lanes]
-  T *key_sum, *value_sum;                       // [keys + 8][columns]
-  T *key_copy, *value_copy;                     // [keys][columns]
+  T *weights, *pulls, *mixed, *ways, *slopes;    // [kTile + 8][lanes]
+  T *query_copy, *upstream_copy, *output_copy;   // [lanes][columns]
+  T *upstream, *query_sum;                       // [columns][lanes]
+  T *key_sum, *value_sum;                        // [keys + 8][columns]
+  T *key_copy, *value_copy;                      // [keys][columns]
   T *ref, *factor, *pull, *twist, *one, *spare;  // of each lane
 };
 
@@ -50,6 +50,7 @@ Back<T> back_of(const Problem& p, const Gradients& asked, int64_t keys, Scratch&
                      asked.twist ? tile : 0,
                      p.softcap != 0 ? tile : 0,
                      lanes * padded<T>(p.width),
+                     lanes * padded<T>(p.value_width),
                      lanes * padded<T>(p.value_width),
                      lanes * p.value_width,
                      lanes * p.width,
@@ -70,10 +71,10 @@ Back<T> back_of(const Problem& p, const Gradients& asked, int64_t keys, Scratch&
   T* at = reinterpret_cast<T*>(scratch.get(static_cast<size_t>(total) * sizeof(T)));
   T* parts[kParts];
   for (int i = 0; i < kParts; at += sizes[i++]) parts[i] = at;
-  std::fill_n(parts[17], lanes, T(1));
+  std::fill_n(parts[18], lanes, T(1));
   return {parts[0],  parts[1],  parts[2],  parts[3],  parts[4],  parts[5],  parts[6],
           parts[7],  parts[8],  parts[9],  parts[10], parts[11], parts[12], parts[13],
-          parts[14], parts[15], parts[16], parts[17], parts[18]};
+          parts[14], parts[15], parts[16], parts[17], parts[18], parts[19]};
 }
 
 // Rows of the queries, or of what comes from above, where they lie if vectors can be read there.
@@ -182,6 +183,29 @@ struct Pulled {
   bool finite_queries, finite_upstream;
 };
 
+// Sum of the products of two rows, padded with zeros.
+template <class T>
+double dot(const T* a, const T* b, int64_t columns) {
+  constexpr int n = Lanes<T>::n;
+  Vec<T> sum{};
+  for (int64_t c = 0; c < columns; c += n)
+    sum = fma(read_lanes(reinterpret_cast<const char*>(a + c), T{}),
+              read_lanes(reinterpret_cast<const char*>(b + c), T{}), sum);
+  double total = 0;
+  for (int i = 0; i < n; ++i) total += double{sum[i]};
+  return total;
+}
+
+// What the output of a row pulls at its scores. The first block to come by takes it for the others.
+template <class T>
+void pull_rows(const Walk<T>& walk, const Gradients& asked, const Queries<T>& g,
+               const Side<T>& upstream, T* copy) {
+  Side<T> output = side_of(walk, g, asked.output, walk.problem.value_width, copy);
+  for (int r = 0; r < g.used; ++r)
+    asked.pull[index_of(walk, g, r)] -=
+        dot(upstream.at + r * upstream.stride, output.at + r * output.stride, output.columns);
+}
+
 // Lane by lane: what weights are taken against, and what pulls at them. The gradient of a score is
 // weight * (upstream . value + pull - twist * ln weight).
 template <class T>
@@ -279,13 +303,13 @@ void back_tile(const Walk<T>& walk, const Gradients& asked, const Queries<T>& g,
 // Numbers of T as the gradient's dtype, one row.
 template <class S, class T>
 void write_row(const T* from, T factor, int64_t count, char* to) {
-  constexpr int n = Lanes<T>::n;
-  for (int64_t c = 0; c < count; c += n) {
-    char numbers[n * sizeof(S)];
-    write_lanes(numbers, load(from + c) * factor, S{});
-    std::memcpy(to + c * static_cast<int64_t>(sizeof(S)), numbers,
-                static_cast<size_t>(std::min<int64_t>(n, count - c)) * sizeof(S));
-  }
+  constexpr int64_t n = Lanes<T>::n, kItem = sizeof(S);
+  int64_t c = 0;
+  for (; c + n <= count; c += n) write_lanes(to + c * kItem, load(from + c) * factor, S{});
+  if (c == count) return;
+  char numbers[n * kItem];
+  write_lanes(numbers, load(from + c) * factor, S{});
+  std::memcpy(to + c * kItem, numbers, static_cast<size_t>((count - c) * kItem));
 }
 
 // Calls with a number of the type in which the problem's arrays are.
@@ -328,26 +352,27 @@ void write_queries(const Walk<T>& walk, const Queries<T>& g, const View& view, c
   }
 }
 
-// One group of queries against a block of keys. False when it sees none of them.
+// One group of queries against a block of keys.
 template <class T>
-bool back_group(Walk<T>& walk, const Gradients& asked, const KeyBlock& block, const Side<T>& keys,
+void back_group(Walk<T>& walk, const Gradients& asked, const KeyBlock& block, const Side<T>& keys,
                 const Side<T>& values, const Room<T>& room, const Back<T>& b, T* query_sum) {
   const Problem& problem = walk.problem;
   begin(walk, room.states[0], room);
   Queries<T>& g = walk.groups[0];
   g.few = 0;
+  Pulled<T> from{side_of(walk, g, problem.query, problem.width, b.query_copy),
+                 side_of(walk, g, asked.upstream, problem.value_width, b.upstream_copy), true,
+                 true};
+  if (block.opens) pull_rows(walk, asked, g, from.upstream, b.output_copy);
   int64_t start = std::max(block.first, g.seen.start / kTile * kTile);
   int64_t stop = std::min(block.first + block.count, g.seen.stop);
-  if (start >= stop) return false;
+  if (start >= stop) return;
   T fold = walk.plan.adjusts ? T(1) : static_cast<T>(problem.scale);
   set_lanes(walk, asked, g, fold, b);
   turn_group(walk, g, asked.upstream, problem.value_width, b.upstream, b.spare);
   T factor = problem.dropped ? fold * static_cast<T>(problem.kept_factor) : fold;
   for (int64_t i = 0; i < problem.value_width * g.lanes; i += Lanes<T>::n)
     store(b.upstream + i, load(b.upstream + i) * factor);
-  Pulled<T> from{side_of(walk, g, problem.query, problem.width, b.query_copy),
-                 side_of(walk, g, asked.upstream, problem.value_width, b.upstream_copy), true,
-                 true};
   if (problem.mask || problem.biased) {
     from.finite_queries = all_finite(from.queries.at, from.queries.stride, g.used, problem.width);
     from.finite_upstream =
@@ -368,7 +393,6 @@ bool back_group(Walk<T>& walk, const Gradients& asked, const KeyBlock& block, co
     if (g.vectors == 2) back_tile<T, 2>(walk, asked, g, tile, from, room, b, at, query_sum);
     if (g.vectors == 3) back_tile<T, 3>(walk, asked, g, tile, from, room, b, at, query_sum);
   }
-  return true;
 }
 
 template <class T>
@@ -401,24 +425,6 @@ void back(const Problem& problem, const Gradients& asked, const KeyBlock& block,
   T kept = static_cast<T>(problem.dropped ? problem.kept_factor : 1);
   write_keys(problem, block, asked.key, problem.width, b.key_sum, T(1));
   write_keys(problem, block, asked.value, problem.value_width, b.value_sum, kept);
-}
-
-// pull <- pull - upstream . output, for `count` rows counted over all heads.
-template <class T>
-void pulls(const Problem& problem, const Gradients& asked, int64_t first, int64_t count,
-           Scratch& scratch) {
-  int64_t width = problem.value_width;
-  T* one = reinterpret_cast<T*>(scratch.get(static_cast<size_t>(2 * width + 1) * sizeof(T)));
-  T* other = one + width;
-  for (int64_t i = first; i < first + count; ++i) {
-    int64_t row = i % problem.rows, head = i / problem.rows % problem.heads;
-    int64_t batch = i / problem.rows / problem.heads;
-    read_row(problem, asked.upstream.at(batch, head, row), asked.upstream.column, width, one);
-    read_row(problem, asked.output.at(batch, head, row), asked.output.column, width, other);
-    double sum[4] = {};
-    for (int64_t c = 0; c < width; ++c) sum[c % 4] += double{one[c]} * double{other[c]};
-    asked.pull[i] -= (sum[0] + sum[1]) + (sum[2] + sum[3]);
-  }
 }
 
 }  // namespace

@@ -414,8 +414,7 @@ constexpr Table kTable = {CHUMOKU_TEXT(CHUMOKU_ISA),
                           finish<T>,
                           weights<T>,
                           add_totals<T>,
-                          back<T>,
-                          pulls<T>};
+                          back<T>};
 
 const Table table_f32 = kTable<float>;
 const Table table_f64 = kTable<double>;

@@ -92,10 +92,8 @@ struct Table {
   void (*weights)(const Problem&, const Block&, const Panel&, Scratch&);
   // A panel of one head, finished unless it is already, and what its rows add to the facts.
   void (*add_totals)(const Problem&, const Panel&, const Part&, bool finished, Scratch* three);
-  // The gradient that a block of keys brings, and what the rows [first, first + count) of all heads
-  // need for it.
+  // What a block of keys adds to the gradients.
   void (*back)(const Problem&, const Gradients&, const KeyBlock&, Scratch* two);
-  void (*pulls)(const Problem&, const Gradients&, int64_t first, int64_t count, Scratch&);
 };
 
 // That of the instruction set in use.
