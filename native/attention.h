@@ -127,6 +127,7 @@ struct Block {
 struct Gradients {
   View upstream, output;  // (batch, heads, rows, value_width): the gradient of the output, and it
   View query, key, value;
+  View bias;  // numbers that sums are taken in; strides of 0 where the bias is broadcast: added to
   const double* lse = nullptr;
   // Pulls at all scores of a row alike, beside what the output gives: it is added here.
   double* pull = nullptr;

@@ -239,8 +239,9 @@ void weigh_tile(const Walk<T>& walk, const Queries<T>& g, const Tile<T>& tile, c
 
 // The gradient of the tile's scores, into b.pulls.
 template <class T, int NV>
-void pull_tile(const Walk<T>& walk, const Queries<T>& g, const Tile<T>& tile, const Back<T>& b,
-               const T* mixed, bool twisted) {
+void pull_tile(const Walk<T>& walk, const Gradients& asked, const Queries<T>& g,
+               const Tile<T>& tile, const Back<T>& b, const T* mixed) {
+  bool twisted = asked.twist;
   constexpr int n = Lanes<T>::n, kStep = NV * n;
   Queries<T> upstream = g;
   upstream.q = b.upstream;
@@ -258,12 +259,26 @@ void pull_tile(const Walk<T>& walk, const Queries<T>& g, const Tile<T>& tile, co
                       // What is hidden, or counts nothing, may be NaN.
                       store(b.pulls + at, p == Vec<T>{} ? Vec<T>{} : x);
                     });
+  if (asked.bias.data) add_to_bias(walk, asked, g, tile, b.pulls);
   if (!walk.plan.adjusts) return;
   T scale = static_cast<T>(walk.problem.scale);
   for (int64_t i = tile.low / 8 * 8 * kStep; i < (tile.high + 7) / 8 * 8 * kStep; i += n) {
     Vec<T> x = load(b.pulls + i) * scale;
     if (tile.slope) x = load(b.pulls + i) == Vec<T>{} ? Vec<T>{} : x * load(tile.slope + i);
     store(b.pulls + i, x);
+  }
+}
+
+// The bias gets what its scores get.
+template <class T>
+void add_to_bias(const Walk<T>& walk, const Gradients& asked, const Queries<T>& g,
+                 const Tile<T>& tile, const T* pulls) {
+  for (int lane = 0; lane < g.used; ++lane) {
+    Place place = place_of(walk, g, lane);
+    char* row = asked.bias.to(place.batch, place.head, place.query);
+    for (int key = tile.low; key < tile.high; ++key)
+      *reinterpret_cast<T*>(row + (tile.first + key) * asked.bias.column) +=
+          pulls[key * g.lanes + lane];
   }
 }
 
@@ -280,8 +295,8 @@ void back_tile(const Walk<T>& walk, const Gradients& asked, const Queries<T>& g,
   if (asked.value.data)
     add_to_keys(g, tile, mixed, from.upstream, from.finite_upstream,
                 b.value_sum + at * from.upstream.columns);
-  if (!asked.key.data && !asked.query.data) return;
-  pull_tile<T, NV>(walk, g, tile, b, mixed, asked.twist);
+  if (!asked.key.data && !asked.query.data && !asked.bias.data) return;
+  pull_tile<T, NV>(walk, asked, g, tile, b, mixed);
   if (asked.key.data)
     add_to_keys(g, tile, b.pulls, from.queries, from.finite_queries,
                 b.key_sum + at * from.queries.columns);

@@ -367,6 +367,7 @@ void run_backward(nb::handle query, nb::handle key, nb::handle value, nb::dict o
   g.query = gradient_of(buffers, arrays, "query");
   g.key = gradient_of(buffers, arrays, "key");
   g.value = gradient_of(buffers, arrays, "value");
+  if (arrays.contains("bias")) g.bias = view_of(buffers.borrow(arrays["bias"], true));
   without_gil([&] { return backward(p, g, threads(), interrupted); });
 }
 

@@ -46,6 +46,7 @@ SPACE = {
 }
 SPACE["x"] = SPACE["query"][0, 0]
 SPACE["pair"] = chumoku.attention(*(SPACE[n] for n in ("query", "key", "value")), watch=Watch())
+SPACE["output"], SPACE["lse"] = SPACE["pair"][0], SPACE["pair"][1].lse
 SPACE["mha"] = chumoku.MultiHeadAttention(8, 2)
 
 WRONG = """
@@ -106,6 +107,12 @@ weights(query, key, keys=[[0, 1]])
 weights(query, key, keys=slice(None, None, 0))
 weights(query, key, lse=np.zeros((4, 5), np.float32))
 weights(query, key, lse=np.zeros((2, 4, 5)))
+attention_backward(output[..., :5], query, key, value)
+attention_backward(output.astype(np.float64), query, key, value)
+attention_backward(output, query, key, value, output=output[:1])
+attention_backward(output, query, key, value, lse=lse[:1])
+attention_backward(output, query, key, value, lse_gradient=lse.astype(np.float64))
+attention_backward(output, query, key, value, entropy_gradient=lse[..., :3])
 merge(pair, pair[0])
 merge(pair, attention(x, x, x, watch=Watch()))
 merge(pair, attention(query, key, value, watch=Watch(top=2)))

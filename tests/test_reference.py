@@ -251,7 +251,7 @@ def test_a_bias_of_minus_infinity_hides_even_nan_and_finfo_min_does_not():
     dirty, seen = reference.run(call(q, k, v, bias=bias, watch=WATCH))
     assert np.array_equal(clean, dirty)
     assert (seen.received[..., 3] == 0).all()
-    gradients = reference.backward(call(q, k, v, bias=bias), np.ones(dirty.shape))
+    gradients = reference.gradients(call(q, k, v, bias=bias), np.ones(dirty.shape))
     assert all(np.isfinite(g).all() for g in gradients if g is not None)
     bias[...] = np.finfo(np.float64).min
     uniform, _ = reference.run(call(*CASE.arrays(FLOAT64), bias=bias))
@@ -332,7 +332,7 @@ def test_gradients_agree_with_autograd(option):
     assert error(reference.run(made)[0], output.detach().numpy()) < 1e-13
     d_output = np.random.default_rng(3).standard_normal(output.shape)
     output.backward(torch.tensor(d_output))
-    found = reference.backward(made, d_output)
+    found = reference.gradients(made, d_output)
     for name, leaf in leaves.items():
         gradient = getattr(found, name)
         if leaf is None:
@@ -348,7 +348,7 @@ def test_gradients_agree_with_differences(option):
     made = call(*CASE.arrays(FLOAT64), **OPTIONS[option])
     numbers = np.random.default_rng(4)
     d_output = numbers.standard_normal((2, 4, 5, 2))
-    found = reference.backward(made, d_output)
+    found = reference.gradients(made, d_output)
     step = np.longdouble(1e-7)
     for name in ("query", "key", "value", "bias", "sinks"):
         at = getattr(made, name)
@@ -373,11 +373,11 @@ def test_gradients_do_not_feel_what_is_hidden(wild):
     q, k, v = CASE.arrays(FLOAT64)
     options = {"mask": Causal(0) & Lengths(4) & Window(9, 0, offset=-1), "softcap": 3.0}
     d_output = np.random.default_rng(3).standard_normal((2, 4, 5, 2))
-    clean = reference.backward(call(q, k, v, **options), d_output)
+    clean = reference.gradients(call(q, k, v, **options), d_output)
     # Keys from 4 on are hidden from all, query 0 sees none, query 4 stands before key 4.
     k[..., 4:, :] = v[..., 4:, :] = wild
     q[..., 0, :] = d_output[..., 0, :] = wild
-    dirty = reference.backward(call(q, k, v, **options), d_output)
+    dirty = reference.gradients(call(q, k, v, **options), d_output)
     for name in ("query", "key", "value"):
         assert np.isfinite(getattr(dirty, name)).all(), name
         assert np.array_equal(getattr(clean, name), getattr(dirty, name)), name
@@ -390,7 +390,7 @@ def test_gradients_of_nan_stay_with_the_rows_that_see_it(where):
     """Key 4 is NaN and visible to query 4 alone, which sees keys 2 to 4."""
     q, k, v = CASE.arrays(FLOAT64)
     {"key": k, "value": v}[where][..., 4, :] = np.nan
-    found = reference.backward(call(q, k, v, mask=Window(2, 0, offset=0)), np.ones((2, 4, 5, 2)))
+    found = reference.gradients(call(q, k, v, mask=Window(2, 0, offset=0)), np.ones((2, 4, 5, 2)))
     assert np.array_equal(np.isnan(found.query).any(axis=(0, 1, 3)), np.arange(5) == 4)
     for gradient in (found.key, found.value)[: 2 if where == "key" else 1]:
         spoilt = np.isnan(gradient).any(axis=(0, 1, 3))
@@ -400,7 +400,7 @@ def test_gradients_of_nan_stay_with_the_rows_that_see_it(where):
 @pytest.mark.parametrize("case", [one_head(0, 3, 2, 2), one_head(3, 0, 2, 2), one_head(3, 2, 2, 0)])
 def test_gradients_of_nothing(case):
     q, k, v = case.arrays(FLOAT64)
-    found = reference.backward(call(q, k, v), np.ones((1, len(q), v.shape[-1])))
+    found = reference.gradients(call(q, k, v), np.ones((1, len(q), v.shape[-1])))
     for gradient, array in zip(found, (q, k, v), strict=False):
         assert np.array_equal(gradient, np.zeros((1, *array.shape)))
 

@@ -2,7 +2,7 @@
 
 # First, so that a subinterpreter hears the native module's refusal, and not NumPy's.
 from chumoku import _native as _native
-from chumoku.attention import attention, weights
+from chumoku.attention import Gradients, attention, attention_backward, weights
 from chumoku.dropout import Dropout
 from chumoku.errors import ChumokuError, InvalidArgumentError, InvalidTypeError, UnavailableError
 from chumoku.mask import Causal, Cells, Chunks, Custom, Documents, Lengths, Mask, Prefix, Window
@@ -22,6 +22,7 @@ __all__ = [
     "Custom",
     "Documents",
     "Dropout",
+    "Gradients",
     "InvalidArgumentError",
     "InvalidTypeError",
     "Lengths",
@@ -35,6 +36,7 @@ __all__ = [
     "Watch",
     "Window",
     "attention",
+    "attention_backward",
     "get_threads",
     "label",
     "merge",

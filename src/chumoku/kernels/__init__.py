@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -50,6 +50,34 @@ class Call:
         return int(np.prod(self.query.shape[:-1], dtype=np.int64)) * int(self.key.shape[-2])
 
 
+@dataclass(frozen=True)
+class Upstream:
+    """What the gradients of a call are taken from, and what is known of the call already.
+
+    gradient and output (*batch, heads, queries, value_width), the others (*batch, heads, queries).
+    """
+
+    gradient: NDArray[Any]
+    output: NDArray[Any] | None = None
+    lse: NDArray[Any] | None = None
+    lse_gradient: NDArray[Any] | None = None
+    entropy_gradient: NDArray[Any] | None = None
+    bias_shape: tuple[int, ...] = ()  # of the bias before it was broadcast
+
+
+class Gradients(NamedTuple):
+    """Gradients with the shapes of the call's arrays, leading axes broadcast.
+
+    That of the bias has all axes too, those of length 1 over which it was broadcast.
+    """
+
+    query: NDArray[Any]
+    key: NDArray[Any]
+    value: NDArray[Any]
+    bias: NDArray[Any] | None
+    sinks: NDArray[Any] | None
+
+
 class Kernel(Protocol):
     """One way to compute the same thing; a module that has these names is one."""
 
@@ -74,6 +102,9 @@ class Kernel(Protocol):
 
         `lse` of shape (*batch, heads, len(rows)) spares the pass over all keys.
         """
+
+    def backward(self, call: Call, upstream: Upstream) -> Gradients:
+        """The gradients of query, key, value, bias and sinks."""
 
 
 # The kernels need Call for their annotations only; they are imported below what they describe.

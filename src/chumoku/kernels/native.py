@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from chumoku import _native
 from chumoku.arrays import dtype_name
+from chumoku.kernels import Gradients
 from chumoku.mask import (
     All,
     Any_,
@@ -28,7 +29,7 @@ from chumoku.mask import (
 from chumoku.statistics import Statistics
 
 if TYPE_CHECKING:
-    from chumoku.kernels import Call
+    from chumoku.kernels import Call, Upstream
 
 name = "native"
 
@@ -120,6 +121,111 @@ def weights(call: Call, rows: Ints, keys: Ints, lse: Reals | None) -> Reals:
         _native.weights(_plain(query), _plain(call.key), known, weighed, options)
         block[..., part, :] = weighed
     return block
+
+
+def backward(call: Call, upstream: Upstream) -> Gradients:
+    """The gradients in the dtype of the arrays; that of the bias in the dtype of its sums."""
+    facts = _known(call, upstream)
+    output, lse = facts["output"], facts["lse"]
+    pull = np.zeros(lse.shape)
+    if upstream.lse_gradient is not None:
+        pull += upstream.lse_gradient
+    twist = upstream.entropy_gradient
+    sink_weight = _sink_weight(call, lse)
+    if twist is not None:
+        twist = np.asarray(twist, np.float64, order="C")
+        pull -= twist * (facts["entropy"] + sink_weight)
+    d_query, d_key, d_value = (
+        _empty_output(array, array.shape[-1:]) for array in (call.query, call.key, call.value)
+    )
+    d_bias = None if call.bias is None else _empty_bias(call, upstream.bias_shape)
+    if lse.size == 0 or call.key.shape[-2] == 0:
+        for gradient in (d_query, d_key, d_value):
+            gradient[...] = 0
+    else:
+        found: dict[str, Reals] = {"query": d_query, "key": d_key, "value": d_value}
+        if d_bias is not None:
+            found["bias"] = np.lib.stride_tricks.as_strided(
+                d_bias, (*lse.shape, call.key.shape[-2]), _strides(d_bias)
+            )
+        rows = {"pull": pull, "lse": lse} | ({} if twist is None else {"twist": twist})
+        _pull_back(call, upstream.gradient, output, rows, found)
+    d_sinks = None
+    if call.sinks is not None:
+        pulled = sink_weight * (pull if twist is None else pull + twist)
+        d_sinks = pulled.sum(axis=(*range(pulled.ndim - 2), -1))
+    return Gradients(d_query, d_key, d_value, d_bias, d_sinks)
+
+
+def _known(call: Call, upstream: Upstream) -> dict[str, Reals]:
+    """Output and lse of the call, and the entropy where its gradient is given."""
+    entropy = upstream.entropy_gradient is not None
+    if upstream.output is not None and upstream.lse is not None and not entropy:
+        return {"output": upstream.output, "lse": np.asarray(upstream.lse, np.float64, order="C")}
+    places = call.query.shape[:-1]
+    facts: dict[str, Reals] = {"exact_lse": np.empty(places)}
+    if entropy:
+        facts["entropy"] = np.empty(places, _real(call))
+    output = _empty_output(call.query, call.value.shape[-1:])
+    for part in _slabs(call, np.arange(places[-1])):
+        own = (..., slice(part[0], part[-1] + 1) if part.size else slice(0))
+        some = {name: np.ascontiguousarray(fact[own]) for name, fact in facts.items()}
+        some_output = output[(*own, slice(None))]
+        _attend(call, call.query[(*own, slice(None))], call.value, part, some_output, some)
+        for name, fact in facts.items():
+            fact[own] = some[name]
+    return {"output": output, "lse": facts.pop("exact_lse"), **facts}
+
+
+def _sink_weight(call: Call, lse: Reals) -> Reals:
+    """The weight of the sink in each row."""
+    if call.sinks is None:
+        return np.zeros(())
+    with np.errstate(invalid="ignore", over="ignore"):
+        weight = np.exp(call.sinks.astype(np.float64)[:, None] - lse)
+    return np.where(np.isneginf(lse), 0, weight)
+
+
+def _empty_bias(call: Call, shape: tuple[int, ...]) -> Reals:
+    """Zeros for the sums of a bias of this shape, with all axes of the call."""
+    ones = (1,) * (call.query.ndim - len(shape))
+    return np.zeros(ones + shape, _real(call))
+
+
+def _strides(array: Reals) -> tuple[int, ...]:
+    """Its strides, 0 where it is broadcast."""
+    return tuple(
+        0 if size == 1 else step for size, step in zip(array.shape, array.strides, strict=True)
+    )
+
+
+def _pull_back(
+    call: Call,
+    gradient: Reals,
+    output: Reals,
+    by_row: dict[str, Reals],
+    found: dict[str, Reals],
+) -> None:
+    """Fills the gradients found, and adds to by_row["pull"] what the output gives."""
+    rows = np.arange(call.query.shape[-2])
+    for part in _slabs(call, rows):
+        whole = part.size == rows.size
+        if part[0] == 0 and not whole:
+            found["key"][...] = found["value"][...] = 0
+        own = (..., slice(part[0], part[-1] + 1), slice(None))
+        query, upstream = call.query[own], gradient[own]
+        some = {name: np.ascontiguousarray(fact[own[:-1]]) for name, fact in by_row.items()}
+        arrays = found if whole else {n: np.empty_like(found[n]) for n in ("key", "value")}
+        arrays = arrays | {n: found[n] for n in ("bias",) if n in found}
+        arrays["query"] = found["query"][own]
+        inputs = {"upstream": upstream, "output": output[own]}
+        given = {name: _plain(array) for name, array in (inputs | arrays).items()}
+        options = _options(call, part)
+        _native.backward(_plain(query), _plain(call.key), _plain(call.value), options, given | some)
+        by_row["pull"][own[:-1]] = some["pull"]
+        if not whole:
+            for name in ("key", "value"):
+                found[name] += arrays[name]
 
 
 def _empty_output(query: Reals, width: tuple[int, ...]) -> Reals:
@@ -229,9 +335,6 @@ def _attend(
         options["position"] = np.ascontiguousarray(position).reshape(-1)
     if call.watch.groups is not None and not facts.keys().isdisjoint(("group_mass", "masses")):
         options["groups"] = np.ascontiguousarray(call.watch.groups)
-    if call.dropout is not None:
-        rate, seed = call.dropout.rate, call.dropout.seed
-        options["dropout"] = (seed, round(rate * 2**32), 1 / (1 - rate))
     if query.shape[-3]:
         q, k, v, o = (_plain(array) for array in (query, call.key, value, output))
         _native.attention(q, k, v, o, options, facts)
@@ -251,6 +354,9 @@ def _options(call: Call, rows: Ints) -> dict[str, Any]:
         options["bias"] = _plain(call.bias)
     if call.sinks is not None:
         options["sinks"] = call.sinks.astype(np.float64)
+    if call.dropout is not None:
+        rate, seed = call.dropout.rate, call.dropout.seed
+        options["dropout"] = (seed, round(rate * 2**32), 1 / (1 - rate))
     if call.mask is not None:
         options["mask"] = _node(call, call.mask.lower(call.shape), rows)
     return options

@@ -5,7 +5,7 @@
 3. softmax  logits to weights, which add up to 1 in each row
 4. mix      the values, added up as the weights say
 
-`backward` walks the same steps in reverse. Whole matrices are held, so this is for small inputs.
+`gradients` walks the same steps in reverse. Whole matrices are held, so this is for small inputs.
 Every function computes in the dtype it is given, float64 unless a test asks for more.
 """
 
@@ -17,11 +17,12 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from chumoku.kernels import Gradients
 from chumoku.mask import position_offset
 from chumoku.statistics import Statistics
 
 if TYPE_CHECKING:
-    from chumoku.kernels import Call
+    from chumoku.kernels import Call, Upstream
 
 Reals = NDArray[Any]
 Bools = NDArray[np.bool_]
@@ -287,23 +288,35 @@ def _picture(p: Reals, rows: int, columns: int) -> tuple[Reals, Reals]:
 # The steps in reverse
 
 
-class Gradients(NamedTuple):
-    """Gradients with the shapes of the call's arrays: leading axes broadcast, bias in full."""
+def backward(call: Call, upstream: Upstream) -> Gradients:
+    """The gradients, unrounded in float64."""
+    found = gradients(
+        call,
+        upstream.gradient,
+        lse_gradient=upstream.lse_gradient,
+        entropy_gradient=upstream.entropy_gradient,
+    )
+    if found.bias is None:
+        return found
+    ones = (1,) * (found.bias.ndim - len(upstream.bias_shape)) + upstream.bias_shape
+    axes = tuple(i for i, size in enumerate(ones) if size == 1)
+    return found._replace(bias=found.bias.sum(axis=axes, keepdims=True))
 
-    query: Reals
-    key: Reals
-    value: Reals
-    bias: Reals | None
-    sinks: Reals | None
 
-
-def backward(
-    call: Call, output_gradient: NDArray[Any], dtype: type[np.floating[Any]] = np.float64
+def gradients(
+    call: Call,
+    output_gradient: NDArray[Any],
+    dtype: type[np.floating[Any]] = np.float64,
+    *,
+    lse_gradient: NDArray[Any] | None = None,
+    entropy_gradient: NDArray[Any] | None = None,
 ) -> Gradients:
-    """Gradients of sum(output * output_gradient), unrounded in the computing dtype.
+    """Gradients of sum(output * output_gradient), unrounded in the computing dtype; bias in full.
 
     With P the weights, D the factor of dropout, A = P D and dX the gradient of X:
     dV = A^T dO, dP = D (dO V^T), dS = P (dP - sum_j P dP), dQ = scale dS K, dK = scale dS^T Q.
+    Gradients of lse and of the entropy H, where they are given, add
+    P dlse - P (ln P + 1 + H - sum_j P) dH to dS.
     """
     real = np.dtype(dtype)
     rows, keys = np.arange(call.query.shape[-2]), np.arange(call.key.shape[-2])
@@ -313,15 +326,26 @@ def backward(
     with np.errstate(all="ignore"):
         logits, visible = _logits(call, rows, keys, real)
         seen = softmax(logits, visible, _sinks(call, real))
+        p = seen.weights
         factor = _dropout_factor(call, rows, keys, real)
         turned = visible.swapaxes(-1, -2)
         # Step 4
-        d_value = mix((seen.weights * factor).swapaxes(-1, -2), turned, d_output)
+        d_value = mix((p * factor).swapaxes(-1, -2), turned, d_output)
         d_weights = np.where(visible, factor * score(d_output, value), 0)
-        # Step 3
-        pull = (seen.weights * d_weights).sum(axis=-1)
-        d_logits = np.where(visible, seen.weights * (d_weights - pull[..., None]), 0)
-        d_sinks = -(seen.sink_weight * pull).sum(axis=(*range(pull.ndim - 2), -1))
+        # Step 3: all that pulls at the scores of a row alike, then what each score has of its own
+        pull = -(p * d_weights).sum(axis=-1)
+        d_sinks = seen.sink_weight * pull
+        if lse_gradient is not None:
+            pull = pull + lse_gradient
+            d_sinks = d_sinks + seen.sink_weight * lse_gradient
+        if entropy_gradient is not None:
+            d_entropy = np.asarray(entropy_gradient).astype(real)
+            logs = np.log(np.where(p == 0, 1, p))
+            entropy, mass = -(p * logs).sum(axis=-1), p.sum(axis=-1)
+            pull = pull - d_entropy * (1 + entropy - mass)
+            d_sinks = d_sinks + seen.sink_weight * d_entropy * (mass - entropy)
+            d_weights = d_weights - d_entropy[..., None] * logs
+        d_logits = np.where(visible, p * (d_weights + pull[..., None]), 0)
         # Step 2
         d_scores = d_logits * real.type(call.scale)
         if call.softcap is not None:
@@ -337,7 +361,7 @@ def backward(
         key=_shared(call, d_key),
         value=_shared(call, d_value),
         bias=None if call.bias is None else d_logits,
-        sinks=None if call.sinks is None else d_sinks,
+        sinks=None if call.sinks is None else d_sinks.sum(axis=(*range(pull.ndim - 2), -1)),
     )
 
 

@@ -1,22 +1,20 @@
-"""attention(): check, choose a kernel, run. The only dispatcher."""
+"""A call's arguments checked, its kernel chosen, and the way back to the caller's arrays."""
 
 from __future__ import annotations
 
-from functools import partial
 from itertools import zip_longest
 from math import prod, sqrt
-from typing import Any, overload
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from chumoku.arrays import POSITIONS, Guest, any_array, guest_of
+from chumoku.arrays import POSITIONS, Guest, any_array
 from chumoku.checks import real, shown
 from chumoku.dropout import Dropout
 from chumoku.errors import InvalidArgumentError, InvalidTypeError, UnavailableError
-from chumoku.kernels import KERNELS, Call, Kernel, native
+from chumoku.kernels import KERNELS, Call, Kernel
 from chumoku.mask import Cells, Mask
-from chumoku.record import open_recordings
 from chumoku.statistics import Array, Statistics, Watch
 
 # The reference holds the whole matrix in float64; beyond this it is taken only by name.
@@ -28,186 +26,7 @@ NOTHING = Watch()
 MOST = 2**60
 
 
-@overload
-def attention(
-    query: Array,
-    key: Array,
-    value: Array,
-    *,
-    mask: Mask | Array | None = None,
-    bias: Array | None = None,
-    scale: float | None = None,
-    softcap: float | None = None,
-    sinks: Array | None = None,
-    dropout: Dropout | None = None,
-    watch: None = None,
-    kernel: str | None = None,
-) -> Array: ...
-
-
-@overload
-def attention(
-    query: Array,
-    key: Array,
-    value: Array,
-    *,
-    mask: Mask | Array | None = None,
-    bias: Array | None = None,
-    scale: float | None = None,
-    softcap: float | None = None,
-    sinks: Array | None = None,
-    dropout: Dropout | None = None,
-    watch: Watch,
-    kernel: str | None = None,
-) -> tuple[Array, Statistics]: ...
-
-
-def attention(
-    query: Array,
-    key: Array,
-    value: Array,
-    *,
-    mask: Mask | Array | None = None,
-    bias: Array | None = None,
-    scale: float | None = None,
-    softcap: float | None = None,
-    sinks: Array | None = None,
-    dropout: Dropout | None = None,
-    watch: Watch | None = None,
-    kernel: str | None = None,
-) -> Array | tuple[Array, Statistics]:
-    """Exact scaled dot-product attention, and on request what it looked at, in the same pass.
-
-    softmax(scale * query @ key.T) @ value (Vaswani et al. 2017, equation 1), with the steps in
-    the order: dot product, scale, softcap, bias, mask, softmax, dropout, mix.
-
-    Parameters
-    ----------
-    query : array, (..., heads, queries, width)
-        Of float64, float32, float16 or bfloat16: a NumPy array, a PyTorch tensor on the CPU, or
-        an array of the array API standard that speaks DLPack. 2-D is one head, 3-D is
-        (heads, queries, width), up to 32 axes. Any strides; never written.
-    key : array, (..., kv_heads, keys, width)
-        heads must be a multiple of kv_heads: query head h looks at key head
-        h // (heads // kv_heads). Leading axes broadcast.
-    value : array, (..., kv_heads, keys, value_width)
-    mask : Mask or boolean array, optional
-        Causal(), Window(...), Lengths(...), ..., joined with & and |, or a boolean array that
-        broadcasts to (..., heads, queries, keys). True means may look.
-    bias : array, optional
-        Added to the scaled scores; broadcasts to them. -inf hides like a mask.
-    scale : float, optional
-        1 / sqrt(width) when not given.
-    softcap : float, optional
-        The scores become softcap * tanh(scores / softcap).
-    sinks : array, (heads,), optional
-        One more logit for each head, without a value.
-    dropout : Dropout, optional
-    watch : Watch, optional
-        What to report. Watching changes no bit of the output.
-    kernel : str, optional
-        A kernel by name; it serves the call or raises. Automatic choice takes the first kernel
-        that does not refuse, and never the float64 reference for more than 2**22 scores.
-
-    Returns
-    -------
-    output : array, (..., heads, queries, value_width)
-        Of the query's kind and dtype. A query that sees no key gives 0.
-    seen : Statistics
-        Only when watch is given.
-
-    Raises
-    ------
-    InvalidArgumentError, InvalidTypeError
-        A shape, number or dtype does not fit; the message names the argument and the cure.
-    UnavailableError
-        No kernel can serve the call here.
-    """
-    guest = guest_of(query)
-    recordings = open_recordings()
-    shaped = mask is not None or bias is not None or scale is not None or softcap is not None
-    shaped = shaped or sinks is not None or dropout is not None or kernel is not None
-    if not shaped and watch is None and not recordings:
-        result = _plain(guest, query, key, value)
-        if result is not None:
-            return result
-    arrays = _arrays(guest, query=query, key=key, value=value)
-    asked = _instance("watch", watch, Watch, "Watch(top=8, entropy=True, ...)") or NOTHING
-    for open_one in recordings:
-        asked = asked | open_one.watch
-    rank = max(array.ndim for array in arrays.values())
-    call = _check(guest, arrays, mask, bias, scale, softcap, sinks, dropout, asked)
-    output, statistics = _choose(call, kernel).run(call)
-    for open_one in recordings:
-        block = partial(
-            weights,
-            query if rank == 2 else guest.spread(query, call.query.shape),
-            key,
-            mask=mask,
-            bias=bias,
-            scale=scale,
-            softcap=softcap,
-            sinks=sinks,
-            kernel=kernel,
-        )
-        seen = _restrict(statistics, open_one.watch)
-        open_one.add(call.shape, _statistics(guest, seen, rank), block)
-    result = guest.back(_squeeze(output, rank, 2))
-    if watch is None:
-        return result
-    return result, _statistics(guest, _restrict(statistics, watch), rank)
-
-
-def weights(
-    query: Array,
-    key: Array,
-    *,
-    rows: slice | int | Array = slice(None),
-    keys: slice | int | Array = slice(None),
-    lse: Array | None = None,
-    mask: Mask | Array | None = None,
-    bias: Array | None = None,
-    scale: float | None = None,
-    softcap: float | None = None,
-    sinks: Array | None = None,
-    kernel: str | None = None,
-) -> Array:
-    """Any block of the weight matrix, exactly, in the memory of that block.
-
-    Parameters
-    ----------
-    query, key, mask, bias, scale, softcap, sinks, kernel
-        As given to `attention`.
-    rows, keys : slice, int or 1-D array of int
-        Which queries and which keys; an int keeps its axis, of length 1. Negative ones count
-        from the end.
-    lse : array, (..., heads, queries), optional
-        `seen.lse` of the same call; spares the pass over all keys. Leading axes that the call
-        had from its value alone come from here.
-
-    Returns
-    -------
-    array, (..., heads, rows, keys)
-        exp(score - lse), of the query's kind; float32, or float64 for float64 inputs. 0 where a
-        query may not look.
-    """
-    guest = guest_of(query)
-    arrays = _arrays(guest, query=query, key=key)
-    # Weights are asked for without values: any of width 0 will do.
-    arrays["value"] = arrays["key"][..., :0]
-    known = None if lse is None else guest.array("lse", lse)
-    rank = max(arrays["query"].ndim, arrays["key"].ndim, 0 if known is None else known.ndim + 1)
-    lead = () if known is None else known.shape[:-2]
-    call = _check(guest, arrays, mask, bias, scale, softcap, sinks, None, NOTHING, lead)
-    row_index = _index("rows", rows, call.shape.queries)
-    key_index = _index("keys", keys, call.shape.keys)
-    if known is not None:
-        known = _lse(call, known, rank)[..., row_index]
-    block = _choose(call, kernel).weights(call, row_index, key_index, known)
-    return guest.back(_squeeze(block, rank, 2))
-
-
-def _choose(call: Call, name: str | None) -> Kernel:
+def choose(call: Call, name: str | None) -> Kernel:
     """The kernel asked for, or the first that can; a refusal is raised, never worked around."""
     if name is not None:
         if not isinstance(name, str):
@@ -246,30 +65,22 @@ def _choose(call: Call, name: str | None) -> Kernel:
     )
 
 
-def _plain(guest: Guest, query: Array, key: Array, value: Array) -> Array | None:
-    """What a call of nothing but arrays gives; None when it must go the long way."""
-    q, k, v = guest.plain(query), guest.plain(key), guest.plain(value)
-    if q is None or k is None or v is None:
-        return None
-    output = native.plain(q, k, v)
-    return None if output is None else guest.back(output)
-
-
 # Checking
 
 
-def _arrays(guest: Guest, **given: Array) -> dict[str, NDArray[Any]]:
+def arrays_of(guest: Guest, **given: Array) -> dict[str, NDArray[Any]]:
     """NumPy views of query, key and value: floats of one dtype, with two axes or more."""
     arrays: dict[str, NDArray[Any]] = {}
     for name, value in given.items():
         array = arrays[name] = guest.array(name, value)
         if array.ndim < 2:
             raise InvalidArgumentError(name, f"shape {array.shape}", "(..., heads, length, width)")
-        _same_dtype(name, array, arrays["query"].dtype)
+        same_dtype(name, array, arrays["query"].dtype)
     return arrays
 
 
-def _same_dtype(name: str, array: NDArray[Any], dtype: np.dtype[Any]) -> None:
+def same_dtype(name: str, array: NDArray[Any], dtype: np.dtype[Any]) -> None:
+    """Refuse an array of another dtype than the query's."""
     if array.dtype != dtype:
         raise InvalidTypeError(
             name,
@@ -279,7 +90,7 @@ def _same_dtype(name: str, array: NDArray[Any], dtype: np.dtype[Any]) -> None:
         )
 
 
-def _check(
+def check(
     guest: Guest,
     arrays: dict[str, NDArray[Any]],
     mask: Mask | Array | None,
@@ -307,7 +118,7 @@ def _check(
         scale=1.0 / sqrt(width) if scale is None else real("scale", scale),
         softcap=None if softcap is None else real("softcap", softcap, above=0),
         sinks=None if sinks is None else _sinks(guest, sinks, q.dtype, heads),
-        dropout=_instance("dropout", dropout, Dropout, "Dropout(rate, seed)"),
+        dropout=instance("dropout", dropout, Dropout, "Dropout(rate, seed)"),
         watch=watch,
     )
 
@@ -413,7 +224,7 @@ def _count(sizes: tuple[int, ...]) -> int:
 
 def _bias(guest: Guest, bias: Array, dtype: np.dtype[Any], whole: tuple[int, ...]) -> NDArray[Any]:
     array = guest.array("bias", bias)
-    _same_dtype("bias", array, dtype)
+    same_dtype("bias", array, dtype)
     try:
         return np.broadcast_to(array, whole)
     except ValueError:
@@ -426,34 +237,34 @@ def _bias(guest: Guest, bias: Array, dtype: np.dtype[Any], whole: tuple[int, ...
 
 def _sinks(guest: Guest, sinks: Array, dtype: np.dtype[Any], heads: int) -> NDArray[Any]:
     array = guest.array("sinks", sinks)
-    _same_dtype("sinks", array, dtype)
+    same_dtype("sinks", array, dtype)
     if array.shape != (heads,):
         raise InvalidArgumentError("sinks", f"shape {array.shape}", f"({heads},), one per head")
     return array
 
 
-def _lse(call: Call, known: NDArray[Any], rank: int) -> NDArray[Any]:
-    """A row statistic that the caller brings, with all axes of the call."""
+def lse_of(call: Call, known: NDArray[Any], rank: int, name: str = "lse") -> NDArray[Any]:
+    """A row statistic that the caller brings, or its gradient, with all axes of the call."""
     shape = call.shape
     whole = (*shape.batch, shape.heads, shape.queries)
     expected = whole[len(whole) - rank + 1 :]
+    like = f"as seen.{name.removesuffix('_gradient')} of the same call has"
     if known.shape != expected:
-        raise InvalidArgumentError(
-            "lse", f"shape {known.shape}", f"{expected}, as seen.lse of the same call has"
-        )
+        raise InvalidArgumentError(name, f"shape {known.shape}", f"{expected}, {like}")
     real = "float64" if call.query.dtype == np.float64 else "float32"
     if known.dtype != real:
-        raise InvalidTypeError("lse", str(known.dtype), f"{real}, as seen.lse of the same call has")
+        raise InvalidTypeError(name, str(known.dtype), f"{real}, {like}")
     return known.reshape(whole)
 
 
-def _instance(name: str, value: Any, kind: type, expected: str) -> Any:
+def instance(name: str, value: Any, kind: type, expected: str) -> Any:
+    """The value, which must be None or of this kind."""
     if value is not None and not isinstance(value, kind):
         raise InvalidTypeError(name, got=shown(value), expected=expected)
     return value
 
 
-def _index(name: str, which: slice | int | Array, length: int) -> NDArray[np.int64]:
+def index_of(name: str, which: slice | int | Array, length: int) -> NDArray[np.int64]:
     """The positions meant by a slice, a number or several numbers."""
     if isinstance(which, slice):
         return _sliced(name, which, length)
@@ -495,11 +306,11 @@ def _sliced(name: str, which: slice, length: int) -> NDArray[np.int64]:
 # The way back
 
 
-def _statistics(guest: Guest, statistics: Statistics, rank: int) -> Statistics:
+def statistics_back(guest: Guest, statistics: Statistics, rank: int) -> Statistics:
     """Statistics with the caller's number of axes and kind of arrays."""
 
     def back(array: NDArray[Any], tail: int) -> Array:
-        return guest.back(_squeeze(array, rank, tail))
+        return guest.back(squeeze(array, rank, tail))
 
     facts: dict[str, Any] = {}
     for name, fact in statistics.facts().items():
@@ -509,30 +320,6 @@ def _statistics(guest: Guest, statistics: Statistics, rank: int) -> Statistics:
     return Statistics(**facts)
 
 
-def _squeeze(array: NDArray[Any], rank: int, tail: int) -> NDArray[Any]:
+def squeeze(array: NDArray[Any], rank: int, tail: int) -> NDArray[Any]:
     """Without the heads axis that a 2-D caller did not give; `tail` axes follow it."""
     return array.reshape(array.shape[-tail:]) if rank == 2 else array
-
-
-# Watching for several
-
-
-def _restrict(statistics: Statistics, watch: Watch) -> Statistics:
-    """Of all that was seen, what this watch asked for."""
-    wanted = {
-        "entropy": watch.entropy,
-        "saturation": watch.saturation,
-        "flow": watch.saturation,
-        "top_keys": watch.top > 0,
-        "top_weights": watch.top > 0,
-        "distance": watch.distance,
-        "received": watch.received,
-        "received_share": watch.received,
-        "group_mass": watch.groups is not None,
-        "picture": watch.picture is not None,
-    }
-    facts = {n: f for n, f in statistics.facts().items() if wanted.get(n, True)}
-    for name in ("top_keys", "top_weights"):
-        if name in facts:
-            facts[name] = facts[name][..., : watch.top]
-    return Statistics(**facts)

@@ -1,0 +1,148 @@
+"""attention_backward(): the gradients of attention(), without the matrix of weights."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from chumoku.arrays import Guest, guest_of
+from chumoku.attention.call import NOTHING, arrays_of, check, choose, lse_of, same_dtype
+from chumoku.dropout import Dropout
+from chumoku.errors import InvalidArgumentError
+from chumoku.kernels import Call, Upstream
+from chumoku.mask import Mask
+from chumoku.statistics import Array
+
+
+class Gradients(NamedTuple):
+    """Gradients of a call's arrays, each of the shape, dtype and kind of its array.
+
+    None for a bias or sinks that the call does not have.
+    """
+
+    query: Array
+    key: Array
+    value: Array
+    bias: Array | None
+    sinks: Array | None
+
+
+def attention_backward(
+    output_gradient: Array,
+    query: Array,
+    key: Array,
+    value: Array,
+    *,
+    output: Array | None = None,
+    lse: Array | None = None,
+    lse_gradient: Array | None = None,
+    entropy_gradient: Array | None = None,
+    mask: Mask | Array | None = None,
+    bias: Array | None = None,
+    scale: float | None = None,
+    softcap: float | None = None,
+    sinks: Array | None = None,
+    dropout: Dropout | None = None,
+    kernel: str | None = None,
+) -> Gradients:
+    """The gradients of `attention`, in memory that grows with queries + keys.
+
+    Weights are taken again from the scores and lse, block by block, so that no matrix is kept
+    between the two passes (Dao et al. 2022, section 3.1). Every sum is taken in one order: the
+    bits are the same for any number of threads.
+
+    Parameters
+    ----------
+    output_gradient : array, (..., heads, queries, value_width)
+        The gradient of a loss with respect to the output, of the query's dtype.
+    query, key, value, mask, bias, scale, softcap, sinks, dropout, kernel
+        As given to `attention`.
+    output : array, (..., heads, queries, value_width), optional
+    lse : array, (..., heads, queries), optional
+        What `attention` gave for this call, and its seen.lse: together they spare a forward pass.
+    lse_gradient, entropy_gradient : array, (..., heads, queries), optional
+        Gradients of the loss with respect to seen.lse and seen.entropy, of their dtype: float32,
+        or float64 for float64 inputs.
+
+    Returns
+    -------
+    Gradients
+        query, key, value, bias and sinks, by name. What was broadcast has the sum over its axes.
+        A query that sees no key gets 0, and what is hidden is not felt, be it NaN.
+
+    Raises
+    ------
+    InvalidArgumentError, InvalidTypeError, UnavailableError
+        As `attention`.
+    """
+    guest = guest_of(query)
+    arrays = arrays_of(guest, query=query, key=key, value=value)
+    given = guest.array("output_gradient", output_gradient)
+    same_dtype("output_gradient", given, arrays["query"].dtype)
+    rank = max(array.ndim for array in (*arrays.values(), given))
+    lead = given.shape[:-3]
+    call = check(guest, arrays, mask, bias, scale, softcap, sinks, dropout, NOTHING, lead)
+    own_bias = None if bias is None else guest.array("bias", bias)
+    upstream = Upstream(
+        gradient=_outputs("output_gradient", call, given, rank),
+        output=None if output is None else _known_output(guest, call, output, rank),
+        lse=_rows(guest, "lse", call, lse, rank),
+        lse_gradient=_rows(guest, "lse_gradient", call, lse_gradient, rank),
+        entropy_gradient=_rows(guest, "entropy_gradient", call, entropy_gradient, rank),
+        bias_shape=() if own_bias is None else own_bias.shape,
+    )
+    found = choose(call, kernel).backward(call, upstream)
+
+    def back(gradient: NDArray[Any] | None, like: NDArray[Any] | None) -> Any:
+        if gradient is None or like is None:
+            return None
+        return guest.back(summed(gradient, like.shape).astype(like.dtype, copy=False))
+
+    return Gradients(
+        query=back(found.query, arrays["query"]),
+        key=back(found.key, arrays["key"]),
+        value=back(found.value, arrays["value"]),
+        bias=back(found.bias, own_bias),
+        sinks=back(found.sinks, call.sinks),
+    )
+
+
+def summed(gradient: NDArray[Any], shape: tuple[int, ...]) -> NDArray[Any]:
+    """The gradient of an array of this shape that was broadcast."""
+    more = gradient.ndim - len(shape)
+    axes = [*range(more)]
+    axes += [
+        more + i for i, size in enumerate(shape) if size == 1 and gradient.shape[more + i] != 1
+    ]
+    whole = gradient.sum(axis=tuple(axes), dtype=_sum_dtype(gradient)) if axes else gradient
+    return np.asarray(whole.reshape(shape))
+
+
+def _sum_dtype(array: NDArray[Any]) -> np.dtype[Any]:
+    return np.dtype(np.float64 if array.dtype == np.float64 else np.float32)
+
+
+def _outputs(name: str, call: Call, array: NDArray[Any], rank: int) -> NDArray[Any]:
+    """An array of the output's shape, with all axes of the call."""
+    whole = (*call.query.shape[:-1], call.value.shape[-1])
+    expected = whole[len(whole) - rank :]
+    if array.shape != expected:
+        raise InvalidArgumentError(
+            name, f"shape {array.shape}", f"{expected}, as the output of the same call has"
+        )
+    return array.reshape(whole)
+
+
+def _known_output(guest: Guest, call: Call, output: Array, rank: int) -> NDArray[Any]:
+    array = guest.array("output", output)
+    same_dtype("output", array, call.query.dtype)
+    return _outputs("output", call, array, rank)
+
+
+def _rows(
+    guest: Guest, name: str, call: Call, given: Array | None, rank: int
+) -> NDArray[Any] | None:
+    """A statistic of each row, or its gradient, with all axes of the call."""
+    return None if given is None else lse_of(call, guest.array(name, given), rank, name)

@@ -1,0 +1,176 @@
+"""attention() for tensors that may require gradients, and inside torch.compile and its like."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from chumoku.attention import attention as plain_attention
+from chumoku.checks import shown
+from chumoku.dropout import Dropout
+from chumoku.errors import InvalidTypeError, UnavailableError
+from chumoku.mask import Mask
+from chumoku.statistics import Watch
+from chumoku.torch.composed import composed
+from chumoku.torch.forms import form_of
+from chumoku.torch.operator import asked, statistics_of
+
+
+def attention(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    *,
+    mask: Mask | Tensor | None = None,
+    bias: Tensor | None = None,
+    scale: float | None = None,
+    softcap: float | None = None,
+    sinks: Tensor | None = None,
+    dropout: Dropout | None = None,
+    watch: Watch | None = None,
+    kernel: str | None = None,
+) -> Any:
+    """chumoku.attention for tensors that may require gradients.
+
+    Gradients reach query, key, value, bias and sinks, through the output, seen.lse and
+    seen.entropy; the other facts are constants. Works under torch.compile(fullgraph=True),
+    torch.export, vmap, autocast and inference mode, and on the meta device. Second derivatives,
+    forward mode and the derivatives of torch.func are composed of PyTorch's own operations, and
+    hold the matrix of weights.
+
+    Parameters
+    ----------
+    query, key, value, mask, bias, scale, softcap, sinks, dropout, watch, kernel
+        As `chumoku.attention`. A mask that holds a function (`Custom`) cannot be differentiated
+        or compiled through; a boolean tensor can.
+
+    Returns
+    -------
+    output : Tensor, (..., heads, queries, value_width)
+    seen : Statistics
+        Only when watch is given.
+
+    Raises
+    ------
+    InvalidArgumentError, InvalidTypeError, UnavailableError
+        As `chumoku.attention`.
+    """
+    if torch.is_autocast_enabled("cpu"):
+        query, key, value = _cast(query), _cast(key), _cast(value)
+        bias, sinks = _cast(bias), _cast(sinks)
+    tensors = (query, key, value, bias, sinks)
+    composes = False
+    if not torch.compiler.is_compiling():
+        if _constant(tensors):
+            call: Any = plain_attention  # its overloads do not know a watch that may be None
+            return call(
+                query,
+                key,
+                value,
+                mask=mask,
+                bias=bias,
+                scale=scale,
+                softcap=softcap,
+                sinks=sinks,
+                dropout=dropout,
+                watch=watch,
+                kernel=kernel,
+            )
+        _check(tensors)
+        composes = _composes(tensors)
+    if kernel not in (None, "native"):
+        raise UnavailableError(
+            "kernel",
+            got=f"{shown(kernel)} for tensors that require a gradient, or while compiling",
+            expected="the native kernel",
+            cure="Leave kernel= out.",
+        )
+    tables: list[Tensor] = []
+    form = form_of(mask, tables)
+    number = 1 / math.sqrt(query.shape[-1]) if scale is None else scale
+    rate, seed = (0.0, 0) if dropout is None else (dropout.rate, dropout.seed)
+    options = (bias, sinks, tables, form, number, softcap or 0.0, rate, seed)
+    if composes:
+        if watch is not None:
+            raise UnavailableError(
+                "watch",
+                got="a call in forward mode or inside a derivative of torch.func",
+                expected="one whose gradients are taken with backward() or autograd.grad()",
+                cure="Watch in a call of its own, without gradients.",
+            )
+        return composed(query, key, value, *options)[0]
+    found = torch.ops.chumoku.attention(query, key, value, *options, *asked(watch))
+    if watch is None:
+        return found[0]
+    return found[0], statistics_of(found[1:], watch, sinks is not None)
+
+
+def _cast(x: Any) -> Any:
+    """What autocast does to the inputs of PyTorch's own attention."""
+    if not isinstance(x, Tensor) or not x.is_floating_point() or x.dtype == torch.float64:
+        return x
+    return x.to(torch.get_autocast_dtype("cpu"))
+
+
+def _constant(tensors: tuple[Any, ...]) -> bool:
+    """Whether nothing but numbers is asked for: then the operator's detour is spared."""
+    if not all(x is None or _plain(x) for x in tensors):
+        return False
+    if torch._C._functorch.peek_interpreter_stack() is not None:
+        return False
+    if torch._C._len_torch_dispatch_stack() or _has_tangent(tensors):
+        return False
+    return not torch.is_grad_enabled() or not any(
+        x is not None and x.requires_grad for x in tensors
+    )
+
+
+def _plain(x: Any) -> bool:
+    return type(x) in (Tensor, torch.nn.Parameter) and bool(x.device.type == "cpu")
+
+
+def _check(tensors: tuple[Any, ...]) -> None:
+    """Refuse what no kernel of the operator can serve."""
+    names = ("query", "key", "value", "bias", "sinks")
+    fakes = (Tensor, torch.nn.Parameter, torch._subclasses.FakeTensor)
+    for name, x in zip(names, tensors, strict=True):
+        if x is None:
+            continue
+        if not isinstance(x, Tensor):
+            raise InvalidTypeError(
+                name,
+                got=type(x).__name__,
+                expected="a PyTorch tensor",
+                cure="torch.as_tensor shares the memory of an array.",
+            )
+        if type(x) not in fakes:
+            raise UnavailableError(
+                name,
+                got=f"a {type(x).__name__}, a subclass of torch.Tensor",
+                expected="a plain tensor",
+                cure="tensor.as_subclass(torch.Tensor) makes one, if it has plain memory.",
+            )
+        if x.device.type not in ("cpu", "meta"):
+            raise UnavailableError(
+                name,
+                got=f"a tensor on {x.device}",
+                expected="a tensor on the CPU: there is no kernel for other devices yet",
+                cure="Move it with .cpu().",
+            )
+
+
+def _composes(tensors: tuple[Tensor | None, ...]) -> bool:
+    """Whether derivatives are asked for that the operator does not have."""
+    stack = torch._C._functorch.get_interpreter_stack() or []
+    vmap = torch._C._functorch.TransformType.Vmap
+    return any(level.key() != vmap for level in stack) or _has_tangent(tensors)
+
+
+def _has_tangent(tensors: tuple[Tensor | None, ...]) -> bool:
+    forward: Any = torch.autograd.forward_ad
+    if forward._current_level < 0:
+        return False
+    return any(x is not None and forward.unpack_dual(x).tangent is not None for x in tensors)

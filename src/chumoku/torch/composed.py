@@ -1,0 +1,63 @@
+"""Attention of PyTorch's own operations: differentiable at will, and it holds the matrix."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from chumoku.dropout import Dropout
+from chumoku.mask import Shape
+from chumoku.torch.forms import mask_of
+
+
+def composed(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    bias: Tensor | None,
+    sinks: Tensor | None,
+    tables: list[Tensor],
+    form: str,
+    scale: float,
+    softcap: float,
+    rate: float,
+    seed: int,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Output, lse and entropy step by step, all of it differentiable any number of times."""
+    q, k, v = (x if x.dim() > 2 else x[None] for x in (query, key, value))
+    heads, queries, keys = q.shape[-3], q.shape[-2], k.shape[-2]
+    group = heads // max(1, k.shape[-3])
+    k, v = k.repeat_interleave(group, -3), v.repeat_interleave(group, -3)
+    scores = (q @ k.mT) * scale
+    if softcap:
+        scores = softcap * torch.tanh(scores / softcap)
+    if bias is not None:
+        scores = scores + bias
+    batch = np.broadcast_shapes(scores.shape[:-3], v.shape[:-3])
+    rows, columns = np.arange(queries), np.arange(keys)
+    mask = mask_of(form, tables)
+    visible = scores > -math.inf
+    if mask is not None:
+        allowed = mask.allowed(Shape(batch, heads, queries, keys), rows, columns)
+        visible = visible & torch.from_numpy(np.array(allowed))
+    hidden = torch.where(visible, scores, -math.inf)
+    if sinks is not None:
+        sink = sinks[:, None, None].expand(*hidden.shape[:-1], 1)
+        lse = torch.logsumexp(torch.cat([hidden, sink], -1), -1)
+    else:
+        lse = torch.logsumexp(hidden, -1)
+    # A row that sees nothing has no lse to take a difference from.
+    none = lse == -math.inf
+    logs = torch.where(visible, scores - torch.where(none, 0.0, lse)[..., None], 0.0)
+    weights = torch.where(visible, torch.exp(logs), 0.0)
+    entropy = -(weights * logs).sum(-1)
+    if rate:
+        kept = Dropout(rate, seed).kept(batch, heads, rows, columns)
+        weights = weights * torch.from_numpy(np.array(kept)) / (1 - rate)
+    output = weights @ v
+    if max(query.dim(), key.dim(), value.dim()) == 2:
+        return output[0], lse[0], entropy[0]
+    return output, lse, entropy

@@ -1,0 +1,65 @@
+"""Masks as text with their arrays beside it: operators take tensors, numbers and text only."""
+
+from __future__ import annotations
+
+import ast
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+import chumoku.mask
+from chumoku.errors import UnavailableError
+from chumoku.mask import Custom, Mask, as_mask
+
+
+def form_of(mask: Mask | Tensor | None, tables: list[Tensor]) -> str:
+    """The text of a mask; its arrays are put into `tables`. torch.compile traces it."""
+    if mask is None:
+        return ""
+    if isinstance(mask, Tensor):
+        tables.append(mask)
+        return "{'mask': 'Cells', 'array': {'table': 0}}"
+    return _text(as_mask(mask), tables)
+
+
+def mask_of(form: str, tables: list[Tensor]) -> Mask | None:
+    """The mask again."""
+    mask: Mask | None = _rebuilt(ast.literal_eval(form), tables) if form else None
+    return mask
+
+
+def _text(given: Any, tables: list[Tensor]) -> str:
+    if isinstance(given, Custom):
+        raise UnavailableError(
+            "mask",
+            got="a Custom mask, whose function has no text, for an operator",
+            expected="a mask without a function",
+            cure="Give a boolean tensor, or call under torch.no_grad().",
+        )
+    if isinstance(given, Mask):
+        parts = [f"'mask': '{type(given).__name__}'"]
+        for name, value in vars(given).items():
+            if not name.startswith("_"):
+                parts.append(f"'{name}': {_text(value, tables)}")
+        return "{" + ", ".join(parts) + "}"
+    if isinstance(given, tuple):
+        return "[" + ", ".join([_text(part, tables) for part in given]) + "]"
+    if isinstance(given, np.ndarray):
+        tables.append(torch.from_numpy(np.array(given)))
+        return f"{{'table': {len(tables) - 1}}}"
+    if isinstance(given, str):
+        return f"'{given}'"
+    return str(given)
+
+
+def _rebuilt(described: Any, tables: list[Tensor]) -> Any:
+    if isinstance(described, list):
+        return tuple(_rebuilt(part, tables) for part in described)
+    if not isinstance(described, dict):
+        return described
+    if "table" in described:
+        return tables[described["table"]].numpy()
+    fields = {name: _rebuilt(part, tables) for name, part in described.items() if name != "mask"}
+    return getattr(chumoku.mask, described["mask"])(**fields)
