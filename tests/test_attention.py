@@ -24,8 +24,8 @@ from chumoku import (
 from chumoku.errors import InvalidArgumentError, InvalidTypeError
 from chumoku.kernels import KERNELS, reference
 
-# `chumoku.attention` is the function; this is the module of that name.
-module = sys.modules[attention.__module__]
+# `chumoku.attention` is the function; this is the module that chooses its kernel.
+module = sys.modules["chumoku.attention.call"]
 
 CASE = Case((2, 4, 5, 8), (2, 2, 7, 8), 6)
 Q, K, V = CASE.arrays()

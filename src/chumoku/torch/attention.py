@@ -101,7 +101,7 @@ def attention(
                 expected="one whose gradients are taken with backward() or autograd.grad()",
                 cure="Watch in a call of its own, without gradients.",
             )
-        return composed(query, key, value, *options)[0]
+        return composed(query, key, value, options)[0]
     found = torch.ops.chumoku.attention(query, key, value, *options, *asked(watch))
     if watch is None:
         return found[0]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import numpy as np
 import torch
@@ -17,16 +18,10 @@ def composed(
     query: Tensor,
     key: Tensor,
     value: Tensor,
-    bias: Tensor | None,
-    sinks: Tensor | None,
-    tables: list[Tensor],
-    form: str,
-    scale: float,
-    softcap: float,
-    rate: float,
-    seed: int,
+    options: tuple[Any, ...],
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Output, lse and entropy step by step, all of it differentiable any number of times."""
+    """Output, lse and entropy step by step; `options` are the operator's."""
+    bias, sinks, tables, form, scale, softcap, rate, seed = options
     q, k, v = (x if x.dim() > 2 else x[None] for x in (query, key, value))
     heads, queries, keys = q.shape[-3], q.shape[-2], k.shape[-2]
     group = heads // max(1, k.shape[-3])

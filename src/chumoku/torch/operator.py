@@ -300,10 +300,12 @@ def _differentiate_twice(ctx: Any, *gradients: Tensor | None) -> tuple[Any, ...]
     """Through PyTorch's own operations: the matrix of weights is held."""
     upstream, arrays = ctx.saved_tensors[:3], ctx.saved_tensors[3:8]
     tables = list(ctx.saved_tensors[8:])
-    given = [None if x is None else x.detach().requires_grad_() for x in (*upstream, *arrays)]
+    given: list[Any] = [
+        None if x is None else x.detach().requires_grad_() for x in (*upstream, *arrays)
+    ]
     with torch.enable_grad():
-        again: Any = composed
-        outputs = again(*given[3:8], tables, *ctx.numbers)
+        query, key, value, bias, sinks = given[3:]
+        outputs = composed(query, key, value, (bias, sinks, tables, *ctx.numbers))
         there = [(o, g) for o, g in zip(outputs, given[:3], strict=True) if g is not None]
         leaves = [x for x in given[3:] if x is not None]
         first = torch.autograd.grad(
