@@ -85,6 +85,18 @@ def test_the_same_numbers_as_without_gradients(shape, dtype):
         assert x.grad.isfinite().all()
 
 
+def test_custom_masks_train():
+    q, k, v = tensors(*SHAPES)
+    ours = attention(q, k, v, mask=Custom(lambda b, h, i, j: j <= i))
+    theirs = attention(q, k, v, mask=Causal(0))
+    for one, two in zip(
+        torch.autograd.grad(ours.sum(), (q, k, v)),
+        torch.autograd.grad(theirs.sum(), (q, k, v)),
+        strict=True,
+    ):
+        assert torch.allclose(one, two)
+
+
 def test_only_what_is_wanted_has_a_gradient():
     q, k, v = tensors(*SHAPES)
     k.requires_grad_(False)
@@ -243,7 +255,8 @@ def test_errors():
     with pytest.raises(UnavailableError, match="query: got a Stranger, a subclass"):
         attention(q.detach().as_subclass(Stranger), k, v)
     with pytest.raises(UnavailableError, match="mask: got a Custom mask"):
-        attention(q, k, v, mask=Custom(lambda b, h, i, j: j <= i))
+        output = attention(q, k, v, mask=Custom(lambda b, h, i, j: j <= i))
+        torch.autograd.grad(output.sum(), q, create_graph=True)
     with pytest.raises(UnavailableError, match="kernel: got 'reference'"):
         attention(q, k, v, kernel="reference")
     with pytest.raises(InvalidArgumentError, match="key: got width 1"):

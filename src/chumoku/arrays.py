@@ -211,7 +211,7 @@ class _Torch(Guest):
             raise UnavailableError(name, got, "a plain CPU tensor", cure) from error
 
     def back(self, array: NDArray[Any]) -> Any:
-        if array.dtype.name == "bfloat16":
+        if dtype_name(array.dtype) == "bfloat16":
             return self.torch.from_numpy(array.view(np.int16)).view(self.torch.bfloat16)
         return self.torch.from_numpy(array)
 

@@ -19,7 +19,7 @@ from chumoku.attention.call import (
 )
 from chumoku.dropout import Dropout
 from chumoku.kernels import native
-from chumoku.mask import Mask
+from chumoku.mask import Causal, Mask
 from chumoku.record import open_recordings
 from chumoku.statistics import Array, Statistics, Watch
 
@@ -121,10 +121,9 @@ def attention(
     """
     guest = guest_of(query)
     recordings = open_recordings()
-    shaped = mask is not None or bias is not None or scale is not None or softcap is not None
-    shaped = shaped or sinks is not None or dropout is not None or kernel is not None
-    if not shaped and watch is None and not recordings:
-        result = _plain(guest, query, key, value)
+    shaped = bias is not None or scale is not None or softcap is not None or sinks is not None
+    if not (shaped or dropout is not None or kernel is not None or watch is not None or recordings):
+        result = _plain(guest, query, key, value, mask)
         if result is not None:
             return result
     arrays = arrays_of(guest, query=query, key=key, value=value)
@@ -203,12 +202,20 @@ def weights(
     return guest.back(squeeze(block, rank, 2))
 
 
-def _plain(guest: Guest, query: Array, key: Array, value: Array) -> Array | None:
-    """What a call of nothing but arrays gives; None when it must go the long way."""
+def _plain(
+    guest: Guest, query: Array, key: Array, value: Array, mask: Mask | Array | None
+) -> Array | None:
+    """What a call of arrays, and a triangle at most, gives; None when it must go the long way."""
+    if mask is not None and type(mask) is not Causal:
+        return None
     q, k, v = guest.plain(query), guest.plain(key), guest.plain(value)
     if q is None or k is None or v is None:
         return None
-    output = native.plain(q, k, v)
+    if mask is None:
+        output = native.plain(q, k, v)
+    else:
+        call = native.usual(q, k, v, mask)
+        output = None if call is None else call.attend(lse=False)[0]
     return None if output is None else guest.back(output)
 
 

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from math import prod
-from typing import TYPE_CHECKING, Any
+from math import prod, sqrt
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,6 +18,7 @@ from chumoku.mask import (
     Asked,
     Band,
     Boolean,
+    Causal,
     Custom,
     Equal,
     Joined,
@@ -96,6 +97,70 @@ def plain(query: Reals, key: Reals, value: Reals) -> Reals | None:
         query, key, value = _plain(query), _plain(key), _plain(value)
     done = query.dtype.isnative and _native.plain(query, key, value, _plain(output), dtype)
     return output if done else None
+
+
+class Usual(NamedTuple):
+    """A call of arrays of one rank, with no mask or a triangle; it makes no Call either."""
+
+    query: Reals
+    key: Reals
+    value: Reals
+    offset: int | None  # key j is visible to query i when j <= i + offset
+
+    def _options(self) -> dict[str, Any]:
+        width, queries = self.query.shape[-1], self.query.shape[-2]
+        options = {
+            "dtype": dtype_name(self.query.dtype),
+            "scale": 1.0 / sqrt(width),
+            "queries": queries,
+        }
+        if self.offset is not None:
+            band = (0, queries, 0, self.key.shape[-2], -(2**60), self.offset)
+            options["mask"] = "band", np.array([band])
+        return options
+
+    def attend(self, lse: bool) -> tuple[Reals, Reals | None]:
+        """The output, and lse in double if it is wanted."""
+        output = _empty_output(self.query, self.value.shape[-1:])
+        facts = {"exact_lse": np.empty(self.query.shape[:-1])} if lse else {}
+        q, k, v, o = (_plain(array) for array in (*self[:3], output))
+        _native.attention(q, k, v, o, self._options(), facts)
+        return output, facts.get("exact_lse")
+
+    def backward(self, upstream: Reals, output: Reals, lse: Reals) -> tuple[Reals, Reals, Reals]:
+        """Gradients of query, key and value."""
+        found = [_empty_output(array, array.shape[-1:]) for array in self[:3]]
+        arrays = {"upstream": upstream, "output": output, "lse": lse, "pull": np.zeros(lse.shape)}
+        arrays |= zip(("query", "key", "value"), found, strict=True)
+        arrays = {name: _plain(array) for name, array in arrays.items()}
+        q, k, v = (_plain(array) for array in self[:3])
+        _native.backward(q, k, v, self._options(), arrays)
+        return found[0], found[1], found[2]
+
+
+def usual(query: Reals, key: Reals, value: Reals, mask: Mask | None) -> Usual | None:
+    """The call if it is one of these; its sizes are then right."""
+    dtype = query.dtype
+    if not dtype == key.dtype == value.dtype or not dtype.isnative:
+        return None
+    if dtype_name(dtype) not in DTYPES or not 2 < query.ndim == key.ndim == value.ndim <= 32:
+        return None
+    *batch, heads, queries, width = query.shape
+    *key_batch, kv_heads, keys, key_width = key.shape
+    *value_batch, value_heads, values, value_width = value.shape
+    if not batch == key_batch == value_batch or kv_heads != value_heads or keys != values:
+        return None
+    sizes = (query.size, key.size, value.size)
+    if width != key_width or max(width, value_width) > 1024 or not all(sizes) or heads % kv_heads:
+        return None
+    if max(sizes) > PLAIN_NUMBERS or keys > 2**24:
+        return None
+    if mask is None:
+        return Usual(query, key, value, None)
+    if type(mask) is not Causal or np.ndim(mask.offset):  # type: ignore[arg-type]
+        return None
+    given: Any = mask.offset
+    return Usual(query, key, value, keys - queries if given is None else int(given))
 
 
 def weights(call: Call, rows: Ints, keys: Ints, lse: Reals | None) -> Reals:

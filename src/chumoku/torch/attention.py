@@ -17,6 +17,7 @@ from chumoku.statistics import Watch
 from chumoku.torch.composed import composed
 from chumoku.torch.forms import form_of
 from chumoku.torch.operator import asked, statistics_of
+from chumoku.torch.trained import Asked, trained
 
 
 def attention(
@@ -81,6 +82,9 @@ def attention(
             )
         _check(tensors)
         composes = _composes(tensors)
+        bare = torch._C._functorch.peek_interpreter_stack() is None and kernel is None
+        if bare and not composes and all(x is None or _plain(x) for x in tensors):
+            return trained(tensors, Asked(mask, scale, softcap, dropout), watch)
     if kernel not in (None, "native"):
         raise UnavailableError(
             "kernel",
