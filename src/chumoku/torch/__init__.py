@@ -1,5 +1,7 @@
 """PyTorch: attention() that trains, compiles and exports. It is imported by name."""
 
 from chumoku.torch.attention import attention
+from chumoku.torch.multihead import MultiheadAttention, replace, restore
+from chumoku.torch.takeover import use
 
-__all__ = ["attention"]
+__all__ = ["MultiheadAttention", "attention", "replace", "restore", "use"]

@@ -56,3 +56,18 @@ def composed(
     if max(query.dim(), key.dim(), value.dim()) == 2:
         return output[0], lse[0], entropy[0]
     return output, lse, entropy
+
+
+def composed_weights(query: Tensor, key: Tensor, bias: Tensor | None, mask: Any) -> Tensor:
+    """The matrix of weights, differentiable; `mask` is a boolean tensor or None."""
+    scores = (query @ key.mT) * query.shape[-1] ** -0.5
+    if bias is not None:
+        scores = scores + bias
+    visible = scores > -math.inf
+    if mask is not None:
+        visible = visible & mask
+    hidden = torch.where(visible, scores, -math.inf)
+    lse = torch.logsumexp(hidden, -1, keepdim=True)
+    none = lse == -math.inf
+    logs = torch.where(visible, scores - torch.where(none, 0.0, lse), 0.0)
+    return torch.where(visible, torch.exp(logs), 0.0)

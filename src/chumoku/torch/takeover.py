@@ -1,0 +1,98 @@
+"""use(): F.scaled_dot_product_attention served by chumoku inside a with block."""
+
+from __future__ import annotations
+
+import warnings
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
+
+from chumoku.dropout import Dropout
+from chumoku.errors import ChumokuError
+from chumoku.mask import Causal
+from chumoku.torch.attention import attention
+
+_THEIRS = torch.nn.functional.scaled_dot_product_attention
+
+
+class Use(TorchFunctionMode):
+    """Inside the block every call of F.scaled_dot_product_attention is chumoku's, in this thread.
+
+    Whoever makes it, under whatever name. A call that cannot be served goes to PyTorch, with one
+    warning for each reason. Nothing is patched, so nothing is left behind.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.told: set[str] = set()
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """PyTorch hands every call to it."""
+        kwargs = kwargs or {}
+        if func is not _THEIRS:
+            return func(*args, **kwargs)
+        try:
+            return serve(*args, **kwargs)
+        except NotServed as reason:
+            why = str(reason)
+        except ChumokuError as error:
+            why = str(error)
+        if why not in self.told:
+            self.told.add(why)
+            message = f"chumoku leaves a call of scaled_dot_product_attention to PyTorch: {why}"
+            warnings.warn(message, RuntimeWarning, stacklevel=3)
+        return func(*args, **kwargs)
+
+
+def use() -> Use:
+    """Take over F.scaled_dot_product_attention: `with chumoku.torch.use(): model(...)`.
+
+    Returns
+    -------
+    context manager
+    """
+    return Use()
+
+
+class NotServed(Exception):
+    """A call that PyTorch is to take."""
+
+
+def serve(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attn_mask: Tensor | None = None,
+    dropout_p: float = 0.0,
+    is_causal: bool = False,
+    scale: float | None = None,
+    enable_gqa: bool = False,
+) -> Tensor:
+    """F.scaled_dot_product_attention by chumoku.
+
+    Raises
+    ------
+    NotServed, ChumokuError
+        The call is wrong for PyTorch as well, or cannot be served here.
+    """
+    if is_causal and attn_mask is not None:
+        raise NotServed("it has attn_mask and is_causal, which PyTorch refuses")
+    grouped = query.dim() > 2 and key.dim() > 2 and query.shape[-3] != key.shape[-3]
+    if grouped and not enable_gqa:
+        raise NotServed("query and key differ in their heads, and enable_gqa is not set")
+    options: dict[str, Any] = {"scale": scale}
+    if is_causal:
+        options["mask"] = Causal(0)
+    elif attn_mask is not None:
+        options["mask" if attn_mask.dtype == torch.bool else "bias"] = attn_mask
+    if dropout_p:
+        options["dropout"] = Dropout(dropout_p, drawn_seed())
+    output: Tensor = attention(query, key, value, **options)
+    return output
+
+
+def drawn_seed() -> int:
+    """A seed from PyTorch's own generator, so that torch.manual_seed decides what is dropped."""
+    return int(torch.randint(2**63 - 1, (), dtype=torch.int64))
