@@ -11,7 +11,7 @@ from torch.overrides import TorchFunctionMode
 
 from chumoku.dropout import Dropout
 from chumoku.errors import ChumokuError
-from chumoku.mask import Causal
+from chumoku.mask import Causal, as_mask
 from chumoku.torch.attention import attention
 
 _THEIRS = torch.nn.functional.scaled_dot_product_attention
@@ -77,16 +77,14 @@ def serve(
     NotServed, ChumokuError
         The call is wrong for PyTorch as well, or cannot be served here.
     """
-    if is_causal and attn_mask is not None:
-        raise NotServed("it has attn_mask and is_causal, which PyTorch refuses")
     grouped = query.dim() > 2 and key.dim() > 2 and query.shape[-3] != key.shape[-3]
     if grouped and not enable_gqa:
         raise NotServed("query and key differ in their heads, and enable_gqa is not set")
     options: dict[str, Any] = {"scale": scale}
-    if is_causal:
-        options["mask"] = Causal(0)
-    elif attn_mask is not None:
+    if attn_mask is not None:
         options["mask" if attn_mask.dtype == torch.bool else "bias"] = attn_mask
+    if is_causal:
+        options["mask"] = as_mask(options["mask"]) & Causal(0) if "mask" in options else Causal(0)
     if dropout_p:
         options["dropout"] = Dropout(dropout_p, drawn_seed())
     output: Tensor = attention(query, key, value, **options)
