@@ -162,6 +162,38 @@ def _torch(backend: str) -> Callable[[Case, int], Timed]:
     return make
 
 
+def _training(ours: bool) -> Callable[[Case, int], Timed]:
+    """Forward and backward: the gradients of query, key and value, and of the bias if there is."""
+
+    def make(case: Case, threads: int) -> Timed:
+        if case.alike or case.queries == 1:
+            raise Unfit("nothing that is trained so")
+        torch, query, key, value = _tensors(case, threads)
+        arrays = [x.requires_grad_() for x in (query, key, value)]
+        above = torch.randn(case.batch, case.heads, case.queries, case.width).to(query.dtype)
+        bias = _tensor(torch, case.bias_array())[None].requires_grad_() if case.bias else None
+        leaves = arrays if bias is None else [*arrays, bias]
+        if ours:
+            import chumoku.torch
+
+            chumoku.set_threads(threads)
+            given: dict[str, Any] = {"mask": case.mask_value(), "bias": bias}
+            call = chumoku.torch.attention
+        else:
+            mask = _torch_mask(torch, case) if bias is None else bias
+            given = {"is_causal": case.mask == "causal", "enable_gqa": case.heads != case.kv_heads}
+            given["attn_mask"] = mask
+            call = torch.nn.functional.scaled_dot_product_attention
+
+        def run() -> Any:
+            output = call(*arrays, **given)
+            return output.detach(), *torch.autograd.grad(output, leaves, above)
+
+        return Timed(run, _plain)
+
+    return make
+
+
 def _torch_folded(case: Case, threads: int) -> Timed:
     """Grouped heads folded into the queries by hand, where that is the same calculation."""
     if case.heads == case.kv_heads or case.queries != 1:
@@ -347,6 +379,8 @@ CONTENDERS: dict[str, Callable[[Case, int], Timed]] = {
     "chumoku all": _chumoku(**EVERYTHING, picture=(64, 64)),
     "chumoku tensors": _chumoku_tensors,
     "chumoku module": _chumoku_module,
+    "chumoku training": _training(ours=True),
+    "torch training": _training(ours=False),
     "torch": _torch(""),
     "torch math": _torch("MATH"),
     "torch folded": _torch_folded,

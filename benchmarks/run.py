@@ -186,7 +186,10 @@ def time_case(case: Any, names: list[str], options: Any, library: str, stage: st
 
 
 def report(case: Any, said: Any, times: Any, rates: Any) -> dict[str, Any]:
-    """One case: medians, each round's ratio to torch, and the share of that round's probe."""
+    """One case: medians, each round's ratio to torch, and the share of that round's probe.
+
+    Training, which counts as the work of its forward pass, is compared with PyTorch's training.
+    """
     decoding = case.queries == 1
     probed = [rate[decoding] for rate in rates]
     work = (case.memory if decoding else case.flop) / 1e9
@@ -194,7 +197,6 @@ def report(case: Any, said: Any, times: Any, rates: Any) -> dict[str, Any]:
     print(f"\n{case.name}: {case}; probe {statistics.median(probed):.0f} {unit}")
     row: dict[str, Any] = {"case": case.name, "dtype": case.dtype, "what": str(case)}
     row["probe"] = {"rate": statistics.median(probed), "unit": unit}
-    base = times.get("torch")
     for name, first in said.items():
         if name not in times:
             print(f"  {name:<18} {first['unfit']}")
@@ -205,6 +207,7 @@ def report(case: Any, said: Any, times: Any, rates: Any) -> dict[str, Any]:
         share = statistics.median(work / s / p for s, p in zip(seconds, probed, strict=True))
         found = {"ms": 1e3 * median, "share of probe": share, "MB": first["MB"]}
         line = f"  {name:<18} {1e3 * median:10.3f} ms {work / median:8.1f} {unit} {share:5.0%}"
+        base = times.get("torch training" if name.endswith("training") else "torch")
         if base:
             found["times torch"] = statistics.median(
                 t / s for t, s in zip(base, seconds, strict=True)

@@ -175,6 +175,7 @@ CASES = (
     Case("causal-2048", 1, 8, 8, 2048, 2048, 64, "causal"),
     Case("causal-8192", 1, 8, 8, 8192, 8192, 64, "causal"),
     Case("wide-4096", 1, 16, 16, 4096, 4096, 128),
+    Case("wide-4096-causal", 1, 16, 16, 4096, 4096, 128, "causal"),
     Case("grouped", 1, 32, 8, 1024, 1024, 128, "causal"),
     Case("decode", 1, 32, 32, 1, 4096, 128),
     Case("decode-grouped", 1, 32, 8, 1, 16384, 128),

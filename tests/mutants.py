@@ -36,7 +36,12 @@ ISAS = {
     "avx512": ["-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512dq", "-mavx2", "-mfma", "-mf16c"],
 }
 # What is compiled again when a file changes; every other file is part of each ISA's tile.
-OBJECTS = {"mask.cc": "mask", "mask.h": "mask", "attention.cc": "attention"}
+OBJECTS = {
+    "mask.cc": "mask",
+    "mask.h": "mask",
+    "attention.cc": "attention",
+    "backward.cc": "backward",
+}
 # What tests and binding are linked with; the rest of native/ is tiles, tests and the binding.
 CORE = sorted(
     path.stem
@@ -45,7 +50,13 @@ CORE = sorted(
 )
 # The fastest first. lanes_test is compiled for one instruction set.
 NATIVE_TESTS = ("lanes_test", "mask_test", "attention_test")
-SUITE = ("test_promises.py", "test_edges.py", "test_native.py", "test_kernels.py")
+SUITE = (
+    "test_promises.py",
+    "test_edges.py",
+    "test_native.py",
+    "test_backward.py",
+    "test_kernels.py",
+)
 # Long, about other things, or in a process of their own that would see the installed kernel.
 NOT_IN_SUITE = "not pytorch and not memory and not interrupt and not fork and not crash"
 
