@@ -11,7 +11,7 @@ from torch.testing._internal.common_modules import module_db
 import chumoku
 import chumoku.torch
 from chumoku import Watch
-from chumoku.errors import InvalidArgumentError
+from chumoku.errors import InvalidArgumentError, InvalidTypeError
 
 TOLERANCES = {
     torch.float64: {"rtol": 1e-9, "atol": 1e-10},
@@ -162,6 +162,27 @@ def test_replace_and_restore_a_model():
     assert all(p is parameters[name] for name, p in model.named_parameters())
     assert chumoku.torch.restore(model) == names
     assert all(type(m) is not chumoku.torch.MultiheadAttention for m in model.modules())
+
+
+def test_a_recording_has_the_names_of_modules():
+    model, x = encoder(), torch.randn(2, 10, 32)
+    chumoku.torch.replace(model)
+    with chumoku.torch.recording(model, Watch(entropy=True)) as run:
+        model(x)
+        chumoku.attention(x, x, x)
+        with pytest.raises(RuntimeError):
+            model(x[..., :7])
+        model.eval()
+        with torch.no_grad(), chumoku.torch.use():
+            model.layers[0].self_attn(x, x, x)
+    names = [entry.name for entry in run]
+    assert names == ["layers.0.self_attn", "layers.1.self_attn", "attention 2", names[0]]
+    assert not run["layers.1.self_attn"].statistics.entropy.requires_grad
+    model(x)
+    assert len(run) == 4
+    assert not any(m._forward_hooks or m._forward_pre_hooks for m in model.modules())
+    with pytest.raises(InvalidTypeError, match="model: got 3, expected a torch.nn.Module"):
+        chumoku.torch.recording(3).__enter__()
 
 
 def module(**options):

@@ -1,0 +1,55 @@
+"""recording() of a model: each attention call under the name of the module that makes it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, ExitStack, contextmanager
+from typing import Any
+
+import torch
+
+from chumoku.checks import shown
+from chumoku.errors import InvalidTypeError
+from chumoku.record import Recording, label
+from chumoku.record import recording as plain_recording
+from chumoku.statistics import Watch
+
+
+@contextmanager
+def recording(
+    model: torch.nn.Module, watch: Watch | None = None, *, inputs: bool = False
+) -> Iterator[Recording]:
+    """chumoku.recording, with calls named after the innermost module of `model` around them.
+
+    Parameters
+    ----------
+    model : Module
+        Its attention must be chumoku's: by `use`, `replace` or `chumoku.torch.attention`.
+    watch, inputs
+        As `chumoku.recording`.
+
+    Yields
+    ------
+    Recording
+        A call outside the model is "attention N". Facts hold no gradients.
+    """
+    if not isinstance(model, torch.nn.Module):
+        raise InvalidTypeError("model", shown(model), "a torch.nn.Module")
+    labels: list[AbstractContextManager[None]] = []
+
+    def enter(name: str) -> Any:
+        def hook(*_: Any) -> None:
+            labels.append(label(name))
+            labels[-1].__enter__()
+
+        return hook
+
+    def leave(*_: Any) -> None:
+        labels.pop().__exit__(None, None, None)
+
+    with ExitStack() as stack:
+        for name, module in model.named_modules():
+            if name:
+                stack.enter_context(module.register_forward_pre_hook(enter(name)))
+                stack.enter_context(module.register_forward_hook(leave, always_call=True))
+        yield stack.enter_context(plain_recording(watch, inputs=inputs))
