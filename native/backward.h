@@ -273,12 +273,28 @@ void pull_tile(const Walk<T>& walk, const Gradients& asked, const Queries<T>& g,
 template <class T>
 void add_to_bias(const Walk<T>& walk, const Gradients& asked, const Queries<T>& g,
                  const Tile<T>& tile, const T* pulls) {
-  for (int lane = 0; lane < g.used; ++lane) {
-    Place place = place_of(walk, g, lane);
-    char* row = asked.bias.to(place.batch, place.head, place.query);
-    for (int key = tile.low; key < tile.high; ++key)
-      *reinterpret_cast<T*>(row + (tile.first + key) * asked.bias.column) +=
-          pulls[key * g.lanes + lane];
+  constexpr int n = Lanes<T>::n;
+  int64_t step = asked.bias.column;
+  for (int lane = 0; lane < g.used; lane += n) {
+    char* rows[n];
+    int here = std::min(n, g.used - lane);
+    for (int i = 0; i < here; ++i) {
+      Place place = place_of(walk, g, lane + i);
+      rows[i] = asked.bias.to(place.batch, place.head, place.query) + tile.first * step;
+    }
+    int key = tile.low;
+    for (; step == sizeof(T) && key + n <= tile.high; key += n) {
+      Vec<T> x[n];
+      for (int i = 0; i < n; ++i) x[i] = load(pulls + (key + i) * g.lanes + lane);
+      turn_square<T>(x);
+      for (int i = 0; i < here; ++i) {
+        char* to = rows[i] + key * step;
+        write_lanes(to, read_lanes(to, T{}) + x[i], T{});
+      }
+    }
+    for (; key < tile.high; ++key)
+      for (int i = 0; i < here; ++i)
+        *reinterpret_cast<T*>(rows[i] + key * step) += pulls[key * g.lanes + lane + i];
   }
 }
 
