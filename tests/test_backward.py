@@ -1,5 +1,8 @@
 """Gradients of every kernel over the same cases, against the definition."""
 
+import os
+import subprocess
+import sys
 from dataclasses import replace
 
 import numpy as np
@@ -307,6 +310,25 @@ def test_errors(name):
         attention_backward(above, *SMALL.arrays(), **given)
     assert str(caught.value).startswith(name)
     assert expected in str(caught.value)
+
+
+def test_memory_grows_with_the_length_not_with_its_square():
+    code = """
+import numpy as np, resource, chumoku
+rng = np.random.default_rng(0)
+arrays = rng.standard_normal((4, 16384, 8), dtype=np.float32)
+options = {"bias": arrays[0, :, 0], "dropout": chumoku.Dropout(0.1, 1), "softcap": 5.0}
+def peak():
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+chumoku.attention_backward(*arrays[:, :256], softcap=5.0)
+before = peak()
+chumoku.attention_backward(*arrays, mask=chumoku.Window(700, 0), **options)
+print(peak() - before)
+"""
+    given = {**os.environ, "CHUMOKU_NUM_THREADS": "2"}
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=given)
+    assert float(done.stdout) < 32, done.stderr  # MiB; one matrix of scores would be 1024
 
 
 def test_custom_masks_are_taken_in_slabs(monkeypatch):

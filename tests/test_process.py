@@ -94,6 +94,10 @@ LONG_CALLS = {
             filled(4, 1000, 64), filled(4, 10**5, 64),
             rows=np.arange(0, 1000, 2), keys=np.arange(10**5),
         )""",
+    "backward": """chumoku.attention_backward(
+            filled(4, 20000, 64), filled(4, 20000, 64), *[filled(1, 10**5, 64)] * 2,
+            output=filled(4, 20000, 64), lse=filled(4, 20000),
+        )""",
     "items": "while True: chumoku.attention(*[filled(300_000, 1, 1, 8)] * 3)",
     "calls": "while True: chumoku.attention(x, x, x)",
 }
