@@ -37,8 +37,10 @@ FORKS = "pool_test"
 PER_ISA = "lanes_test"
 
 # The matrix of edge cases. What measures memory would measure the sanitizer's.
-EDGES = [f"tests/test_{name}.py" for name in ("edges", "kernels", "native", "attention")]
-UNFIT = "not memory"
+EDGES = [
+    f"tests/test_{name}.py" for name in ("edges", "kernels", "native", "attention", "backward")
+]
+UNFIT = "not memory and not pytorch"
 
 
 class Skip(Exception):

@@ -263,7 +263,7 @@ def test_known_output_and_lse_spare_a_pass():
     assert np.abs(wrong.value * np.exp(1) - bare.value).max() < 1e-4
 
 
-def test_gradients_have_the_shapes_dtypes_and_kinds_of_the_arrays():
+def test_pytorch_tensors_get_gradients_of_their_shapes_and_dtypes():
     torch = pytest.importorskip("torch")
     q, k, v = (torch.randn(*shape) for shape in ((3, 1, 6, 10, 5), (4, 3, 11, 5), (4, 3, 11, 9)))
     bias, sinks = torch.randn(1, 6, 10, 1), torch.randn(6)
@@ -279,7 +279,7 @@ def test_gradients_have_the_shapes_dtypes_and_kinds_of_the_arrays():
         assert gradient.shape == exact.shape
 
 
-def test_autograd_agrees():
+def test_pytorch_autograd_agrees():
     torch = pytest.importorskip("torch")
     torch.manual_seed(0)
     q, k, v = (torch.randn(2, 3, 40, 16, requires_grad=True) for _ in range(3))
