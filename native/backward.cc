@@ -1,8 +1,6 @@
 // Gradients: blocks of keys go to the threads, and each query is summed over them in their order.
 #include <algorithm>
 #include <atomic>
-#include <memory>
-#include <new>
 #include <thread>
 #include <vector>
 

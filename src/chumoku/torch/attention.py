@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import torch
@@ -15,9 +14,8 @@ from chumoku.errors import InvalidTypeError, UnavailableError
 from chumoku.mask import Mask
 from chumoku.statistics import Watch
 from chumoku.torch.composed import composed
-from chumoku.torch.forms import form_of
-from chumoku.torch.operator import asked, statistics_of
-from chumoku.torch.trained import Asked, trained
+from chumoku.torch.operator import Asked, options_of, statistics_of, watched
+from chumoku.torch.trained import trained
 
 
 def attention(
@@ -45,8 +43,8 @@ def attention(
     Parameters
     ----------
     query, key, value, mask, bias, scale, softcap, sinks, dropout, watch, kernel
-        As `chumoku.attention`. A mask that holds a function (`Custom`) cannot be differentiated
-        or compiled through; a boolean tensor can.
+        As `chumoku.attention`. With a mask that holds a function (`Custom`) a call trains, but
+        cannot be compiled or differentiated twice; with a boolean tensor it can.
 
     Returns
     -------
@@ -92,11 +90,7 @@ def attention(
             expected="the native kernel",
             cure="Leave kernel= out.",
         )
-    tables: list[Tensor] = []
-    form = form_of(mask, tables)
-    number = 1 / math.sqrt(query.shape[-1]) if scale is None else scale
-    rate, seed = (0.0, 0) if dropout is None else (dropout.rate, dropout.seed)
-    options = (bias, sinks, tables, form, number, softcap or 0.0, rate, seed)
+    options = options_of(query, bias, sinks, Asked(mask, scale, softcap, dropout))
     if composes:
         if watch is not None:
             raise UnavailableError(
@@ -106,7 +100,7 @@ def attention(
                 cure="Watch in a call of its own, without gradients.",
             )
         return composed(query, key, value, options)[0]
-    found = torch.ops.chumoku.attention(query, key, value, *options, *asked(watch))
+    found = torch.ops.chumoku.attention(query, key, value, *options, *watched(watch))
     if watch is None:
         return found[0]
     return found[0], statistics_of(found[1:], watch, sinks is not None)

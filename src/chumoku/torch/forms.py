@@ -36,7 +36,7 @@ def _text(given: Any, tables: list[Tensor]) -> str:
             "mask",
             got="a Custom mask, whose function has no text, for an operator",
             expected="a mask without a function",
-            cure="Give a boolean tensor, or call under torch.no_grad().",
+            cure="Give a boolean tensor; gradients of first order need none.",
         )
     if isinstance(given, Mask):
         parts = [f"'mask': '{type(given).__name__}'"]

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any
+import math
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -11,9 +12,10 @@ from torch import Tensor
 from chumoku.attention import attention, attention_backward
 from chumoku.dropout import Dropout
 from chumoku.errors import UnavailableError
+from chumoku.mask import Mask
 from chumoku.statistics import Statistics, Watch
 from chumoku.torch.composed import composed
-from chumoku.torch.forms import mask_of
+from chumoku.torch.forms import form_of, mask_of
 
 _OPTIONS = (
     "Tensor? bias, Tensor? sinks, Tensor[] tables, str form, float scale, float softcap, "
@@ -42,6 +44,16 @@ _WATCH = (
     "int picture_rows, int picture_columns"
 )
 
+
+class Asked(NamedTuple):
+    """The options of a call that are no tensors of numbers."""
+
+    mask: Mask | Tensor | None
+    scale: float | None
+    softcap: float | None
+    dropout: Dropout | None
+
+
 _LIBRARY: Any = torch.library.Library("chumoku", "DEF")  # type: ignore[no-untyped-call]
 _LIBRARY.define(
     f"attention(Tensor query, Tensor key, Tensor value, {_OPTIONS}, {_WATCH}) -> "
@@ -57,7 +69,7 @@ _LIBRARY.define(
 # Facts
 
 
-def asked(watch: Watch | None) -> tuple[Any, ...]:
+def watched(watch: Watch | None) -> tuple[Any, ...]:
     """What is watched, as the operator's last arguments."""
     if watch is None:
         return 0, False, False, False, False, None, 0, 0
@@ -112,6 +124,20 @@ def statistics_of(facts: tuple[Tensor, ...], watch: Watch, sinks: bool) -> Stati
 
 
 # The operator
+
+
+def options_of(
+    query: Tensor,
+    bias: Tensor | None,
+    sinks: Tensor | None,
+    asked: Asked,
+) -> tuple[Any, ...]:
+    """A call's options as the operators take them."""
+    tables: list[Tensor] = []
+    form = form_of(asked.mask, tables)
+    scale = 1 / math.sqrt(query.shape[-1]) if asked.scale is None else asked.scale
+    dropout = (0.0, 0) if asked.dropout is None else (asked.dropout.rate, asked.dropout.seed)
+    return bias, sinks, tables, form, scale, asked.softcap or 0.0, *dropout
 
 
 def _options(
@@ -262,29 +288,22 @@ def _differentiate(ctx: Any, d_output: Tensor | None, *d_facts: Tensor | None) -
         return *(None,) * 5, *rest
     if d_output is None:
         d_output = torch.zeros_like(output)
-    found = torch.ops.chumoku.attention_backward(
-        d_output,
-        d_lse,
-        d_entropy,
-        query,
-        key,
-        value,
-        output,
-        lse,
-        bias,
-        sinks,
-        tables,
-        *ctx.numbers,
-    )
-    d_query, d_key, d_value, d_bias, d_sinks = found
-    return (
-        d_query,
-        d_key,
-        d_value,
-        None if bias is None else d_bias,
-        None if sinks is None else d_sinks,
-        *rest,
-    )
+    options = (bias, sinks, tables, *ctx.numbers)
+    upstream = (d_output, d_lse, d_entropy)
+    return *gradients_of(upstream, (query, key, value, output, lse), options), *rest
+
+
+def gradients_of(
+    upstream: tuple[Tensor | None, ...], arrays: tuple[Tensor, ...], options: tuple[Any, ...]
+) -> tuple[Tensor | None, ...]:
+    """Those of query, key, value, bias and sinks, by the operator, which can be differentiated.
+
+    `upstream` are the gradients of output, lse and entropy, `arrays` query, key, value, output
+    and lse, `options` those of `options_of`.
+    """
+    found = torch.ops.chumoku.attention_backward(*upstream, *arrays, *options)
+    there = (*arrays[:3], *options[:2])
+    return tuple(None if x is None else g for g, x in zip(found, there, strict=True))
 
 
 def _save_backward(ctx: Any, inputs: tuple[Any, ...], output: object) -> None:

@@ -5,28 +5,18 @@ PyTorch needs some 300 us to send a call through an operator that is written in 
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from chumoku.arrays import Guest, guest_of
 from chumoku.attention import attention, attention_backward
-from chumoku.dropout import Dropout
 from chumoku.kernels import native
 from chumoku.mask import Mask
 from chumoku.record import open_recordings
 from chumoku.statistics import Statistics, Watch
-from chumoku.torch.forms import form_of
-
-
-class Asked(NamedTuple):
-    """The options of a call that are no tensors of numbers."""
-
-    mask: Mask | Tensor | None
-    scale: float | None
-    softcap: float | None
-    dropout: Dropout | None
+from chumoku.torch.operator import Asked, gradients_of, options_of
 
 
 def trained(tensors: tuple[Any, ...], options: Asked, watch: Watch | None) -> Any:
@@ -94,15 +84,17 @@ class _Trained(torch.autograd.Function):
             d_output = torch.zeros_like(output)
         if torch.is_grad_enabled():
             # Second derivatives: through the operator, which can be differentiated.
-            return _through_operator(ctx, d_output, d_lse, d_entropy)[:5] + rest
+            real = torch.float64 if query.dtype == torch.float64 else torch.float32
+            arrays = (query, key, value, output, lse.to(real))
+            options = options_of(query, bias, sinks, ctx.options)
+            return *gradients_of((d_output, d_lse, d_entropy), arrays, options), *rest
         if ctx.usual:
             guest = guest_of(query)
             call = _usual(guest, query, key, value, ctx.options.mask)
             assert call is not None
-            arrays = (_array(guest, x) for x in (d_output, output))
-            found = call.backward(*arrays, lse.numpy())
+            above, result = (_array(guest, x) for x in (d_output, output))
+            found = call.backward(above, result, lse.numpy())
             return *(guest.back(x) for x in found), None, None, *rest
-        options = ctx.options._asdict()
         given = (x if x is None else x.detach() for x in (query, key, value, bias, sinks))
         query, key, value, bias, sinks = given
         gradients = attention_backward(
@@ -116,7 +108,7 @@ class _Trained(torch.autograd.Function):
             entropy_gradient=d_entropy,
             bias=bias,
             sinks=sinks,
-            **options,
+            **ctx.options._asdict(),
         )
         return *gradients, *rest
 
@@ -132,38 +124,3 @@ def _usual(guest: Guest, query: Tensor, key: Tensor, value: Tensor, mask: Any) -
         return None
     q, k, v = (_array(guest, x) for x in (query, key, value))
     return native.usual(q, k, v, mask)
-
-
-def _through_operator(
-    ctx: Any, d_output: Tensor, d_lse: Tensor | None, d_entropy: Tensor | None
-) -> tuple[Any, ...]:
-    query, key, value, bias, sinks, output, lse = ctx.saved_tensors
-    mask, scale, softcap, dropout = ctx.options
-    tables: list[Tensor] = []
-    form = form_of(mask, tables)
-    real = torch.float64 if query.dtype == torch.float64 else torch.float32
-    found = torch.ops.chumoku.attention_backward(
-        d_output,
-        d_lse,
-        d_entropy,
-        query,
-        key,
-        value,
-        output,
-        lse.to(real),
-        bias,
-        sinks,
-        tables,
-        form,
-        query.shape[-1] ** -0.5 if scale is None else scale,
-        softcap or 0.0,
-        *((0.0, 0) if dropout is None else (dropout.rate, dropout.seed)),
-    )
-    d_query, d_key, d_value, d_bias, d_sinks = found
-    return (
-        d_query,
-        d_key,
-        d_value,
-        None if bias is None else d_bias,
-        None if sinks is None else d_sinks,
-    )
