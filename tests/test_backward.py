@@ -250,6 +250,22 @@ def test_what_is_hidden_is_not_felt(kernel, wild, cap):
     assert np.array_equal(spoilt, np.arange(90) == 60)
 
 
+@every_kernel
+def test_a_bias_whose_gradient_is_not_wanted(kernel):
+    q, k, v = SMALL.arrays()
+    above, bias = numbers(2, 4, 33, 24), numbers(4, 33, 70)
+    both = [
+        attention_backward(above, q, k, v, bias=bias, bias_gradient=wanted, kernel=kernel.name)
+        for wanted in (True, False)
+    ]
+    assert both[0].bias.shape == bias.shape
+    assert both[1].bias is None
+    for one, two in zip(both[0][:3], both[1][:3], strict=True):
+        assert np.array_equal(one, two)
+    with pytest.raises(InvalidTypeError, match="bias_gradient: got 1, expected True or False"):
+        attention_backward(above, q, k, v, bias=bias, bias_gradient=1)
+
+
 def test_known_output_and_lse_spare_a_pass():
     q, k, v = SMALL.arrays()
     output, seen = attention(q, k, v, watch=Watch())

@@ -9,8 +9,9 @@ from numpy.typing import NDArray
 
 from chumoku.arrays import Guest, guest_of
 from chumoku.attention.call import NOTHING, arrays_of, check, choose, lse_of, same_dtype
+from chumoku.checks import shown
 from chumoku.dropout import Dropout
-from chumoku.errors import InvalidArgumentError
+from chumoku.errors import InvalidArgumentError, InvalidTypeError
 from chumoku.kernels import Call, Upstream
 from chumoku.mask import Mask
 from chumoku.statistics import Array
@@ -45,6 +46,7 @@ def attention_backward(
     softcap: float | None = None,
     sinks: Array | None = None,
     dropout: Dropout | None = None,
+    bias_gradient: bool = True,
     kernel: str | None = None,
 ) -> Gradients:
     """The gradients of `attention`, in memory that grows with queries + keys.
@@ -65,6 +67,8 @@ def attention_backward(
     lse_gradient, entropy_gradient : array, (..., heads, queries), optional
         Gradients of the loss with respect to seen.lse and seen.entropy, of their dtype: float32,
         or float64 for float64 inputs.
+    bias_gradient : bool
+        Whether that of the bias is wanted; it takes memory of the bias's size.
 
     Returns
     -------
@@ -84,6 +88,8 @@ def attention_backward(
     rank = max(array.ndim for array in (*arrays.values(), given))
     lead = given.shape[:-3]
     call = check(guest, arrays, mask, bias, scale, softcap, sinks, dropout, NOTHING, lead)
+    if not isinstance(bias_gradient, bool):
+        raise InvalidTypeError("bias_gradient", shown(bias_gradient), "True or False")
     own_bias = None if bias is None else guest.array("bias", bias)
     upstream = Upstream(
         gradient=_outputs("output_gradient", call, given, rank),
@@ -91,7 +97,7 @@ def attention_backward(
         lse=_rows(guest, "lse", call, lse, rank),
         lse_gradient=_rows(guest, "lse_gradient", call, lse_gradient, rank),
         entropy_gradient=_rows(guest, "entropy_gradient", call, entropy_gradient, rank),
-        bias_shape=() if own_bias is None else own_bias.shape,
+        bias_shape=own_bias.shape if own_bias is not None and bias_gradient else None,
     )
     found = choose(call, kernel).backward(call, upstream)
 

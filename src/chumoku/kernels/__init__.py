@@ -62,7 +62,7 @@ class Upstream:
     lse: NDArray[Any] | None = None
     lse_gradient: NDArray[Any] | None = None
     entropy_gradient: NDArray[Any] | None = None
-    bias_shape: tuple[int, ...] = ()  # of the bias before it was broadcast
+    bias_shape: tuple[int, ...] | None = ()  # before it was broadcast; None: no gradient of it
 
 
 class Gradients(NamedTuple):

@@ -203,7 +203,8 @@ def backward(call: Call, upstream: Upstream) -> Gradients:
     d_query, d_key, d_value = (
         _empty_output(array, array.shape[-1:]) for array in (call.query, call.key, call.value)
     )
-    d_bias = None if call.bias is None else _empty_bias(call, upstream.bias_shape)
+    shape = upstream.bias_shape
+    d_bias = None if call.bias is None or shape is None else _empty_bias(call, shape)
     if lse.size == 0 or call.key.shape[-2] == 0:
         for gradient in (d_query, d_key, d_value):
             gradient[...] = 0

@@ -296,8 +296,8 @@ def backward(call: Call, upstream: Upstream) -> Gradients:
         lse_gradient=upstream.lse_gradient,
         entropy_gradient=upstream.entropy_gradient,
     )
-    if found.bias is None:
-        return found
+    if found.bias is None or upstream.bias_shape is None:
+        return found._replace(bias=None)
     ones = (1,) * (found.bias.ndim - len(upstream.bias_shape)) + upstream.bias_shape
     axes = tuple(i for i, size in enumerate(ones) if size == 1)
     return found._replace(bias=found.bias.sum(axis=axes, keepdims=True))

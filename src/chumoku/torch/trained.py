@@ -108,6 +108,7 @@ class _Trained(torch.autograd.Function):
             entropy_gradient=d_entropy,
             bias=bias,
             sinks=sinks,
+            bias_gradient=ctx.needs_input_grad[3],
             **ctx.options._asdict(),
         )
         return *gradients, *rest
