@@ -144,6 +144,7 @@ Dropout(0.1, -1)
 steps([[1.0, 2.0], [3.0]], [[1.0]], [[1.0]])
 steps(np.ones((2048, 1)), np.ones((2048, 1)), np.ones((2048, 1)))
 with recording("everything"): pass
+recording(budget=0).__enter__()
 recording().__enter__()["layer 0"]
 MultiHeadAttention(width=10, heads=4)
 MultiHeadAttention(width=8, heads=2, dtype=np.float16)

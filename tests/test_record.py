@@ -1,17 +1,22 @@
 """recording(): what is collected, under which name, and what leaves no trace."""
 
+import json
 import threading
+import warnings
+from dataclasses import replace
 
+import array_api_strict
 import numpy as np
 import pytest
 import torch
 from cases import Case
 
 from chumoku import Causal, Watch, attention, label, recording, weights
+from chumoku.archive import read_arrays, write_arrays
 from chumoku.errors import InvalidArgumentError, InvalidTypeError, UnavailableError
 from chumoku.kernels import KERNELS
 from chumoku.mask import Shape
-from chumoku.record import Recording, open_recordings
+from chumoku.record import BUDGET, Recording, open_recordings
 
 Q, K, V = Case((2, 4, 5, 8), (2, 2, 7, 8), 6).arrays()
 
@@ -74,6 +79,8 @@ def test_wrong_arguments_raise_before_the_block_runs():
         ({"watch": Watch}, "watch: got type"),
         ({"inputs": 1}, "inputs: got 1, expected True or False"),
         ({"inputs": Watch()}, "inputs: got Watch"),
+        ({"budget": "1 GB"}, "budget: got '1 GB', expected a whole number of bytes from 1"),
+        ({"budget": 1.5}, "budget: got 1.5"),
     ]:
         with pytest.raises(InvalidTypeError, match=words), recording(**options):
             raise AssertionError("the block ran")
@@ -211,3 +218,212 @@ def test_a_recording_can_be_read_while_it_is_open():
         attention(Q, K, V)
         assert len(seen) == 1
         assert open_recordings() == (seen,)
+
+
+# A budget of bytes
+
+EVERYTHING = Watch(
+    top=2,
+    entropy=True,
+    saturation=True,
+    distance=True,
+    received=True,
+    groups=np.arange(64) % 3,
+    picture=(4, 4),
+)
+LONG = np.random.default_rng(1).standard_normal((2, 4, 64, 8)).astype(np.float32)
+
+
+def filled(budget, calls=6, watch=EVERYTHING, inputs=False, arrays=LONG):
+    """A recording of equal calls, and the sentences it said."""
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        with recording(watch, inputs=inputs, budget=budget) as run:
+            for _ in range(calls):
+                attention(arrays, arrays, arrays)
+    return run, [str(one.message) for one in said]
+
+
+@pytest.mark.parametrize("kind", [np.asarray, torch.from_numpy, array_api_strict.asarray])
+def test_rows_are_sampled_beyond_the_budget_and_what_is_left_is_exact(kind):
+    arrays = kind(LONG)
+    _, alone = attention(arrays, arrays, arrays, watch=EVERYTHING)
+    whole, silence = filled(None, arrays=arrays)
+    assert not silence
+    run, said = filled(whole.nbytes // 2, arrays=arrays)
+    assert run.stride > 1
+    assert run.nbytes <= run.budget
+    assert len(said) == 1
+    assert "1 query kept of 2" in said[0]
+    assert "Give recording() a larger budget" in said[0]
+    assert [entry.name for entry in run] == [f"attention {i}" for i in range(6)]
+    for entry in run:
+        assert entry.rows.tolist() == list(range(run.stride - 1, 64, run.stride))
+        assert entry.rows[-1] == 63
+        for name, fact in entry.statistics.facts().items():
+            expected = getattr(alone, name)
+            if name == "picture" or name.startswith("received"):
+                pairs = (
+                    zip(fact, expected, strict=True) if name == "picture" else [(fact, expected)]
+                )
+            elif name in ("top_keys", "top_weights", "group_mass"):
+                pairs = [(fact, expected[..., run.stride - 1 :: run.stride, :])]
+            else:
+                pairs = [(fact, expected[..., run.stride - 1 :: run.stride])]
+            for one, other in pairs:
+                assert type(one) is type(other)
+                assert np.array_equal(np.asarray(one), np.asarray(other))
+
+
+def test_the_memory_of_rows_that_were_given_up_is_free():
+    run, _ = filled(60_000, calls=2)
+    assert run.stride > 1
+    lse = run[0].statistics.lse
+    assert lse.base is None
+    assert lse.nbytes == 2 * 4 * len(run[0].rows) * 4
+
+
+def test_inputs_are_given_up_first_and_the_newest_of_them():
+    run, said = filled(200_000, inputs=True, watch=Watch())
+    assert [entry._weights is not None for entry in run] == [True] * 2 + [False] * 4
+    assert run.stride == 1
+    assert run.without_inputs == 4
+    assert run[0].weights(rows=0).shape == (2, 4, 1, 64)
+    with pytest.raises(UnavailableError, match="without the inputs of this call"):
+        run[5].weights()
+    assert len(said) == 1
+    assert "inputs of 1 call given up" in said[0]
+
+
+def test_calls_that_find_no_room_are_counted():
+    run, said = filled(100_000)
+    assert len(run) + run.missed == 6
+    assert run.missed > 0
+    assert len(said) == 2
+    assert "after these not kept" in said[1]
+    assert str(run).startswith(f"Recording: {len(run)} calls, ")
+    assert f"{run.missed} calls after these not kept" in str(run)
+    nothing, said = filled(1)
+    assert (len(nothing), nothing.missed, nothing.nbytes) == (0, 6, 0)
+
+
+def test_a_recording_in_its_budget_says_nothing_and_gives_nothing_up():
+    run, said = filled(BUDGET, inputs=True)
+    assert not said
+    assert (run.stride, run.without_inputs, run.missed) == (1, 0, 0)
+    assert run.nbytes > 6 * sum(np.asarray(f).nbytes for f in (run[0].statistics.lse, LONG, LONG))
+    assert str(run) == f"Recording: 6 calls, {run.nbytes:,} bytes of {BUDGET:,}"
+
+
+def test_calls_of_different_lengths_keep_their_last_query():
+    with pytest.warns(RuntimeWarning), recording(Watch(top=30), budget=110_000) as run:
+        for queries in (64, 7, 1, 0, 63):
+            attention(LONG[:, :, 64 - queries :], LONG, LONG)
+    assert run.stride > 1
+    for entry, queries in zip(run, (64, 7, 1, 0, 63), strict=True):
+        assert entry.shape.queries == queries
+        assert entry.statistics.lse.shape[-1] == len(entry.rows)
+        assert entry.rows[-1:].tolist() == ([queries - 1] if queries else [])
+
+
+# Saved and loaded
+
+
+@pytest.mark.parametrize("budget", [None, 100_000])
+def test_saved_and_loaded_bit_for_bit(tmp_path, budget):
+    run, _ = filled(budget, inputs=True)
+    run.save(tmp_path / "run.npz")
+    back = Recording.load(tmp_path / "run.npz")
+    told = ("watch", "budget", "stride", "without_inputs", "missed")
+    assert [getattr(back, name) for name in told] == [getattr(run, name) for name in told]
+    assert len(back) == len(run)
+    for one, other in zip(back, run, strict=True):
+        assert (one.name, one.shape, one.stride) == (other.name, other.shape, other.stride)
+        assert list(one.statistics.facts()) == list(other.statistics.facts())
+        for mine, theirs in zip(
+            one.statistics.facts().values(), other.statistics.facts().values(), strict=True
+        ):
+            assert np.array_equal(mine, theirs)
+    with pytest.raises(UnavailableError, match="a saved file has none"):
+        back[0].weights()
+
+
+def test_names_in_any_script_tensors_and_two_axes_are_saved(tmp_path):
+    with recording(Watch(entropy=True)) as run:
+        with label("層 0/注目"):
+            attention(Q[0, 0], K[0, 0], V[0, 0])
+        attention(*map(torch.from_numpy, (Q, K, V)))
+    run.save(tmp_path / "run.npz")
+    back = Recording.load(tmp_path / "run.npz")
+    assert back["層 0/注目"].statistics.entropy.shape == (5,)
+    assert isinstance(back[1].statistics.lse, np.ndarray)
+    with np.load(tmp_path / "run.npz", allow_pickle=False) as plain:
+        assert json.loads(plain["chumoku_recording"].tobytes())["entries"][0]["name"] == "層 0/注目"
+
+
+def spoilt(change, arrays=None):
+    """A saved recording whose JSON was changed by a function, and whose arrays are others."""
+
+    def write(path):
+        filled(None, calls=2)[0].save(path)
+        found = read_arrays(path)
+        about = json.loads(found["chumoku_recording"].tobytes())
+        text = json.dumps(change(about) or about).encode()
+        found["chumoku_recording"] = np.frombuffer(text, np.uint8)
+        write_arrays(path, found | (arrays or {}))
+
+    return write
+
+
+def entry_with(**changes):
+    return lambda about: about["entries"][0].update(changes)
+
+
+DAMAGED = {
+    "no JSON": lambda path: write_arrays(path, {"chumoku_recording": np.zeros(3, np.uint8)}),
+    "a list": spoilt(lambda about: [about]),
+    "no version": spoilt(lambda about: about.pop("version") and None),
+    "no entries": spoilt(lambda about: about.pop("entries") and None),
+    "one entry more": spoilt(lambda about: about["entries"].append(about["entries"][0])),
+    "one entry less": spoilt(lambda about: about["entries"].pop() and None),
+    "heads": spoilt(entry_with(shape=[[2], 3, 64, 64])),
+    "batch": spoilt(entry_with(shape=[[10**15], 4, 64, 64])),
+    "queries": spoilt(entry_with(shape=[[2], 4, 10**30, 64])),
+    "keys": spoilt(entry_with(shape=[[2], 4, 64, 63])),
+    "a size that is none": spoilt(entry_with(shape=[[2], 4, -64, 64])),
+    "too few sizes": spoilt(entry_with(shape=[[2], 4])),
+    "stride": spoilt(entry_with(stride=2)),
+    "no stride": spoilt(entry_with(stride=0)),
+    "watch": spoilt(lambda about: about["watch"].update(top=-1)),
+    "unknown watch": spoilt(lambda about: about["watch"].update(mood=True)),
+    "unknown fact": spoilt(lambda about: None, {"0/mood": np.zeros(3, np.float32)}),
+    "dtype of a fact": spoilt(lambda about: None, {"0/lse": np.zeros((2, 4, 64), np.int64)}),
+    "facts of no call": spoilt(lambda about: None, {"7/lse": np.zeros((2, 4, 64), np.float32)}),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGED)
+def test_a_damaged_file_is_refused(tmp_path, damage):
+    DAMAGED[damage](tmp_path / "run.npz")
+    with pytest.raises(InvalidArgumentError, match=r"path: got .*run.npz.* do not fit together"):
+        Recording.load(tmp_path / "run.npz")
+
+
+def test_files_of_another_kind_and_version_are_refused(tmp_path):
+    path = tmp_path / "run.npz"
+    attention(Q, K, V, watch=Watch())[1].save(path)
+    with pytest.raises(InvalidArgumentError, match="of another kind, expected a recording that"):
+        Recording.load(path)
+    spoilt(lambda about: about.update(version=2))(path)
+    with pytest.raises(InvalidArgumentError, match=r"of version 2, .*A later version of chumoku"):
+        Recording.load(path)
+    with pytest.raises(InvalidArgumentError, match="No such file"):
+        Recording.load(tmp_path / "nothing")
+
+
+def test_facts_put_together_by_hand_are_checked_before_a_file_is_written(tmp_path):
+    run, _ = filled(None, calls=1)
+    run.entries[0] = replace(run[0], statistics=type(run[0].statistics)(lse=np.zeros(3, np.int64)))
+    with pytest.raises(InvalidArgumentError, match="lse: got int64"):
+        run.save(tmp_path / "run.npz")
+    assert not (tmp_path / "run.npz").exists()

@@ -24,12 +24,11 @@ from chumoku.errors import InvalidArgumentError, InvalidTypeError
 # The header of an array, as NumPy writes it (numpy.lib.format, version 1.0), with up to 64 axes;
 # nothing is evaluated.
 _HEADER = re.compile(
-    rb"\{'descr': '(<f4|<f8|<i8)', 'fortran_order': False, "
+    rb"\{'descr': '(<f4|<f8|<i8|\|u1)', 'fortran_order': False, "
     rb"'shape': \(((?:[0-9]{1,19}, ){0,63}[0-9]{1,19},?|)\), \} *\n"
 )
 _MAGIC = b"\x93NUMPY\x01\x00"
-_MOST_ARRAYS = 1000
-_DTYPES = ("float32", "float64", "int64")
+_DTYPES = ("float32", "float64", "int64", "uint8")
 # All that the zip reader raises over a damaged file.
 _BROKEN = (
     zipfile.BadZipFile,
@@ -55,7 +54,7 @@ def write_arrays(path: str | PathLike[str], arrays: Mapping[str, NDArray[Any]]) 
     path : str or path
         In a folder that exists; a file of that name is replaced, no suffix is added.
     arrays : mapping of str to array
-        float32, float64 or int64.
+        float32, float64, int64 or uint8.
 
     Raises
     ------
@@ -97,7 +96,7 @@ def read_arrays(path: str | PathLike[str]) -> dict[str, NDArray[Any]]:
     Returns
     -------
     dict of str to array
-        float32, float64 or int64, in memory of their own.
+        float32, float64, int64 or uint8, in memory of their own.
 
     Raises
     ------
@@ -112,8 +111,6 @@ def read_arrays(path: str | PathLike[str]) -> dict[str, NDArray[Any]]:
         with _opened(file) as source, zipfile.ZipFile(source) as archive:
             size = os.fstat(source.fileno()).st_size
             members = archive.infolist()
-            if len(members) > _MOST_ARRAYS:
-                raise _bad(file, f"{len(members)} arrays", f"up to {_MOST_ARRAYS}")
             if sum(member.file_size for member in members) > size:
                 raise _bad(file, "arrays larger than the file", "numbers stored as they are")
             for member in members:
@@ -179,7 +176,7 @@ def _array(file: Path, name: str, data: bytes) -> NDArray[Any]:
     header = _HEADER.fullmatch(data[10:start])
     if not data.startswith(_MAGIC) or header is None:
         got = f"{name}: a header of {bytes(data[10:70])!r}"
-        raise _bad(file, got, "one of float32, float64 or int64 numbers")
+        raise _bad(file, got, "one of float32, float64, int64 or uint8 numbers")
     dtype = np.dtype(header[1].decode())
     shape = tuple(int(n) for n in header[2].split(b",") if n.strip())
     if len(data) - start != prod(shape) * dtype.itemsize:

@@ -1,20 +1,50 @@
-"""Recording: what every attention call inside a `with` block saw."""
+"""Recording: what every attention call inside a `with` block saw, within a budget of bytes."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import json
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from math import prod
+from os import PathLike
+from threading import Lock
 from typing import Any
+from warnings import warn
 
-from chumoku.checks import shown
+import numpy as np
+from numpy.typing import NDArray
+
+from chumoku.archive import read_arrays, write_arrays
+from chumoku.checks import shown, whole
 from chumoku.errors import InvalidArgumentError, InvalidTypeError, UnavailableError
 from chumoku.mask import Shape
-from chumoku.statistics import Statistics, Watch
+from chumoku.statistics import (
+    Array,
+    Statistics,
+    Watch,
+    as_numpy,
+    check_facts,
+    flatten,
+    of_rows,
+    unflatten,
+)
 
 _open: ContextVar[tuple[Recording, ...]] = ContextVar("chumoku_recordings", default=())
 _label: ContextVar[str] = ContextVar("chumoku_label", default="")
+
+BUDGET = 2**30
+# What a call holds beside its facts: Python's objects, and the gaps that the allocator leaves
+# between them (27,000 bytes a call at most were measured, of 20,000 tiny calls).
+_BESIDE = 2**14
+
+# Calls may report from several threads; a recording that runs full is put together anew.
+_adding = Lock()
+
+# The first array of a saved file: JSON, as bytes.
+_FORMAT = "chumoku_recording"
+_VERSION = 1
 
 
 @dataclass(frozen=True)
@@ -28,14 +58,29 @@ class Entry:
     shape : Shape
         batch, heads, queries, keys.
     statistics : Statistics
+        Of all queries, or of `rows` where the recording ran out of its budget.
+    stride : int
+        1, or so many queries for each that was kept.
     """
 
     name: str
     shape: Shape
     statistics: Statistics
-    _weights: Callable[..., Any] | None = field(default=None, repr=False)
+    stride: int = 1
+    _weights: Callable[..., Array] | None = field(default=None, repr=False)
+    _inputs: int = field(default=0, repr=False)
 
-    def weights(self, rows: Any = None, keys: Any = None) -> Any:
+    @property
+    def rows(self) -> NDArray[np.int64]:
+        """The queries whose facts are kept: every stride-th, the last one among them."""
+        return np.array(_rows(self.shape.queries, self.stride), np.int64)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the facts, and of the inputs if they are kept."""
+        return self._inputs + sum(map(_bytes, flatten(self.statistics).values()))
+
+    def weights(self, rows: Any = None, keys: Any = None) -> Array:
         """Any block of the weights, computed now: (*batch, heads, rows, keys).
 
         Parameters
@@ -51,18 +96,48 @@ class Entry:
         if self._weights is None:
             raise UnavailableError(
                 "weights",
-                got="a recording without inputs",
+                got="a recording without the inputs of this call",
                 expected="recording(watch, inputs=True)",
-                cure="It keeps query and key of each call, so that blocks can be computed later.",
+                cure="It keeps query and key of each call while its budget lasts, so that blocks"
+                " can be computed later; a saved file has none.",
             )
         return self._weights(
             rows=slice(None) if rows is None else rows, keys=slice(None) if keys is None else keys
         )
 
+    def _thinned(self, stride: int) -> Entry:
+        """The same call with fewer rows."""
+        there, kept = _rows(self.shape.queries, self.stride), _rows(self.shape.queries, stride)
+        if len(kept) == len(there):
+            return self
+        places = slice((kept.start - there.start) // self.stride, None, stride // self.stride)
+        return replace(self, stride=stride, statistics=of_rows(self.statistics, places))
 
-@dataclass(frozen=True)
+
+def _rows(queries: int, stride: int) -> range:
+    """Every stride-th query, counted back from the last, whose facts a decoder acts on."""
+    return range((queries - 1) % stride, queries, stride)
+
+
+def _calls(count: int) -> str:
+    return "1 call" if count == 1 else f"{count} calls"
+
+
+def _bytes(array: Array) -> int:
+    """Bytes of an array of any kind, of which shape and dtype are all that is asked."""
+    bits = "".join(filter(str.isdigit, str(array.dtype)))
+    size: int = prod(array.shape) * (int(bits) // 8 if bits else 1)
+    return size
+
+
+@dataclass(eq=False)
 class Recording:
-    """What a run saw, call by call, in order.
+    """What a run saw, call by call, in order, in no more memory than its budget.
+
+    When a call would take it beyond, a recording gives up, in this order: inputs, the newest
+    first; every other query of all calls, again and again; the calls that come when there is one
+    query left of each. It warns once for each of the three, `str()` says what is missing, and
+    every fact that is left is exact.
 
     Attributes
     ----------
@@ -70,12 +145,23 @@ class Recording:
         What is asked of every call.
     inputs : bool
         Whether query and key of each call are kept (as they are, not copied).
+    budget : int or None
+        Bytes; None is no limit.
     entries : list of Entry
+    stride : int
+        1, or so many queries for each that is kept.
+    without_inputs, missed : int
+        Calls whose inputs were given up, and calls that found no room.
     """
 
     watch: Watch = field(default_factory=Watch)
     inputs: bool = False
+    budget: int | None = BUDGET
     entries: list[Entry] = field(default_factory=list)
+    stride: int = 1
+    without_inputs: int = 0
+    missed: int = 0
+    _held: int = field(default=0, init=False, repr=False)
 
     def __len__(self) -> int:
         return len(self.entries)
@@ -95,15 +181,189 @@ class Recording:
             "name", got=f"{shown(which)}, {len(found)} entries", expected=f"one entry of: {names}"
         )
 
-    def add(self, shape: Shape, statistics: Statistics, weights: Callable[..., Any]) -> None:
-        """Note one call; attention() does this."""
-        name = _label.get() or f"attention {len(self.entries)}"
-        kept = weights if self.inputs else None
-        self.entries.append(Entry(name, shape, statistics, kept))
+    def __str__(self) -> str:
+        """Calls, bytes, and what the budget cost."""
+        told = [_calls(len(self)), f"{self.nbytes:,} bytes"]
+        if self.budget is not None:
+            told[-1] += f" of {self.budget:,}"
+        if self.without_inputs:
+            told.append(f"inputs of {_calls(self.without_inputs)} given up")
+        if self.stride > 1:
+            told.append(f"1 query kept of {self.stride}")
+        if self.missed:
+            told.append(f"{_calls(self.missed)} after these not kept")
+        return f"Recording: {', '.join(told)}"
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes held: facts, inputs if they are kept, and what Python needs beside them."""
+        return sum(entry.nbytes + _BESIDE for entry in self.entries)
+
+    def add(
+        self,
+        shape: Shape,
+        statistics: Statistics,
+        weights: Callable[..., Array],
+        inputs: Sequence[Array] = (),
+    ) -> None:
+        """Note one call; attention() does this. `weights` holds the arrays of `inputs`."""
+        with _adding:
+            name = _label.get() or f"attention {len(self.entries) + self.missed}"
+            entry = Entry(name, shape, statistics)
+            if self.inputs:
+                size = sum(map(_bytes, inputs))
+                entry = replace(entry, _weights=weights, _inputs=size)
+            self.entries.append(entry._thinned(self.stride))
+            self._held += self.entries[-1].nbytes + _BESIDE
+            if self.budget is not None and self._held > self.budget:
+                self._give_up(self.budget)
+
+    def _give_up(self, budget: int) -> None:
+        """Come back into the budget."""
+        before = (self.without_inputs, self.stride, self.missed)
+        for at in reversed(range(len(self))):
+            if self._held > budget and self.entries[at]._weights is not None:
+                self._held -= self.entries[at]._inputs
+                self.entries[at] = replace(self.entries[at], _weights=None, _inputs=0)
+                self.without_inputs += 1
+        longest = max(entry.shape.queries for entry in self.entries)
+        while self._held > budget and self.stride < longest:
+            self.stride *= 2
+            self.entries[:] = [entry._thinned(self.stride) for entry in self.entries]
+            self._held = self.nbytes
+        if self._held > budget:
+            self._held -= self.entries.pop().nbytes + _BESIDE
+            self.missed += 1
+        after = (self.without_inputs, self.stride, self.missed)
+        first = (0, 1, 0)
+        if any(was == none != now for was, none, now in zip(before, first, after, strict=True)):
+            cure = "Give recording() a larger budget, or open one for each part of the run."
+            warn(f"{self}. {cure}", RuntimeWarning, stacklevel=4)
+
+    def save(self, path: str | PathLike[str]) -> None:
+        """Write names, sizes and every fact, bit for bit, into an .npz file without pickle.
+
+        Inputs are not written: the entries of `load` have no weights().
+
+        Parameters
+        ----------
+        path : str or path
+            In a folder that exists. A file of that name is replaced, at once and whole; no suffix
+            is added.
+
+        Raises
+        ------
+        InvalidArgumentError, InvalidTypeError
+            The file cannot be written there.
+        """
+        groups = self.watch.groups
+        entries, arrays = [], {} if groups is None else {"groups": groups}
+        for number, entry in enumerate(self.entries):
+            facts = {name: as_numpy(name, f) for name, f in flatten(entry.statistics).items()}
+            check_facts(facts)
+            arrays |= {f"{number}/{name}": fact for name, fact in facts.items()}
+            shape = entry.shape
+            sizes = [list(map(int, shape.batch)), shape.heads, shape.queries, shape.keys]
+            entries.append({"name": entry.name, "shape": sizes, "stride": entry.stride})
+        options = ("top", "entropy", "saturation", "distance", "received", "picture")
+        about = {
+            "version": _VERSION,
+            "watch": {name: getattr(self.watch, name) for name in options},
+            "budget": self.budget,
+            "stride": self.stride,
+            "without_inputs": self.without_inputs,
+            "missed": self.missed,
+            "entries": entries,
+        }
+        text = np.frombuffer(json.dumps(about).encode(), np.uint8)
+        write_arrays(path, {_FORMAT: text, **arrays})
+
+    @classmethod
+    def load(cls, path: str | PathLike[str]) -> Recording:
+        """What `save` wrote, with facts as NumPy arrays.
+
+        Parameters
+        ----------
+        path : str or path
+
+        Returns
+        -------
+        Recording
+
+        Raises
+        ------
+        InvalidArgumentError, InvalidTypeError
+            The file is missing, damaged, of another kind or of a later version.
+        """
+        arrays = read_arrays(path)
+        text = arrays.pop(_FORMAT, None)
+        if text is None:
+            expected = f"a recording that Recording.save wrote, version {_VERSION}"
+            raise InvalidArgumentError("path", f"{str(path)!r}, of another kind", expected)
+        try:
+            return _loaded(cls, json.loads(text.tobytes()), arrays)
+        except _Later as later:
+            got = f"{str(path)!r}, of version {later}"
+            cure = "A later version of chumoku may have written it."
+            raise InvalidArgumentError("path", got, f"version {_VERSION}", cure) from None
+        except (ValueError, TypeError, KeyError, RecursionError, OverflowError) as error:
+            got = f"{str(path)!r}, whose parts do not fit together ({str(error)[:160]})"
+            cure = "The file is damaged or was not written by chumoku; save it again."
+            raise InvalidArgumentError("path", got, "a recording", cure) from None
+
+
+class _Later(Exception):
+    """A file of another version."""
+
+
+def _loaded(
+    kind: type[Recording], about: dict[str, Any], arrays: dict[str, NDArray[Any]]
+) -> Recording:
+    """The recording of a file; ValueError, TypeError or KeyError where its parts do not fit."""
+    if about["version"] != _VERSION:
+        raise _Later(shown(about["version"]))
+    made = kind(
+        Watch(**about["watch"], groups=arrays.pop("groups", None)),
+        budget=None if about["budget"] is None else whole("budget", about["budget"], 1),
+        stride=whole("stride", about["stride"], 1),
+        without_inputs=whole("without_inputs", about["without_inputs"], 0),
+        missed=whole("missed", about["missed"], 0),
+    )
+    by_entry: dict[str, dict[str, NDArray[Any]]] = {}
+    for name, array in arrays.items():
+        number, _, fact = name.partition("/")
+        by_entry.setdefault(number, {})[fact] = array
+    for place, told in enumerate(about["entries"]):
+        leading, *rest = told["shape"]
+        batch = tuple(whole("shape", size, 0) for size in leading)
+        heads, queries, keys = (whole("shape", size, 0) for size in rest)
+        stride = whole("stride", told["stride"], 1)
+        facts = by_entry.pop(str(place))
+        check_facts(facts)
+        # Before Shape, which makes arrays of the batch's shape.
+        _check_sizes(facts, (*batch, heads, len(_rows(queries, stride))), keys)
+        shape = Shape(batch, heads, queries, keys)
+        made.entries.append(Entry(str(told["name"]), shape, unflatten(facts), stride))
+    if by_entry:
+        raise ValueError(f"facts of no call: {', '.join(by_entry)[:80]}")
+    made._held = made.nbytes
+    return made
+
+
+def _check_sizes(facts: dict[str, NDArray[Any]], rows: tuple[int, ...], keys: int) -> None:
+    """Refuse facts that are not those of a call with such rows, (*batch, heads, queries)."""
+    lse = facts["lse"].shape
+    # Arrays of two axes are one head.
+    if lse != rows and (1, *lse) != rows:
+        raise ValueError(f"lse of shape {lse} in a call of {rows}")
+    if "received" in facts and facts["received"].shape[-1] != keys:
+        raise ValueError(f"received of shape {facts['received'].shape} in a call of {keys} keys")
 
 
 @contextmanager
-def recording(watch: Watch | None = None, *, inputs: bool = False) -> Iterator[Recording]:
+def recording(
+    watch: Watch | None = None, *, inputs: bool = False, budget: int | None = BUDGET
+) -> Iterator[Recording]:
     """Collect what every attention() call inside the block saw.
 
     Parameters
@@ -113,6 +373,9 @@ def recording(watch: Watch | None = None, *, inputs: bool = False) -> Iterator[R
     inputs : bool
         Keep query and key of each call, so that `Entry.weights` can give any block later. They
         are kept as they are: writing into them afterwards changes what the entry gives.
+    budget : int or None
+        Bytes that the recording may hold, 2**30 when not given, None for no limit. What it gives
+        up to stay within is told by `Recording`; a RuntimeWarning says so.
 
     Yields
     ------
@@ -124,7 +387,9 @@ def recording(watch: Watch | None = None, *, inputs: bool = False) -> Iterator[R
         raise InvalidTypeError("watch", shown(watch), "Watch(top=8, entropy=True, ...)")
     if not isinstance(inputs, bool):
         raise InvalidTypeError("inputs", shown(inputs), "True or False")
-    seen = Recording(Watch() if watch is None else watch, inputs)
+    if budget is not None:
+        budget = whole("budget", budget, 1, of="bytes", cure="None is no limit.")
+    seen = Recording(Watch() if watch is None else watch, inputs, budget)
     token = _open.set((*_open.get(), seen))
     try:
         yield seen

@@ -350,6 +350,16 @@ def unflatten(facts: dict[str, Array]) -> Statistics:
     return Statistics(**rest)
 
 
+def of_rows(seen: Statistics, places: slice) -> Statistics:
+    """The facts of some rows, in memory of their own; facts of keys and pictures as they are."""
+    facts = seen.facts()
+    for name in set(facts) - {"received", "received_share", "picture"}:
+        rest = (slice(None),) if name in _BY_ROW else ()
+        # A product is a copy for arrays of every kind, and 1 changes no bit.
+        facts[name] = facts[name][(..., places, *rest)] * 1
+    return Statistics(**facts)
+
+
 def as_numpy(name: str, fact: Array) -> NDArray[Any]:
     """A fact of any kind of array, on any device, as a NumPy array."""
     try:

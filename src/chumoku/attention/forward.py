@@ -146,7 +146,8 @@ def attention(
             kernel=kernel,
         )
         seen = _restrict(statistics, open_one.watch)
-        open_one.add(call.shape, statistics_back(guest, seen, rank), block)
+        inputs = [call.query, call.key, *(a for a in (bias, mask) if hasattr(a, "dtype"))]
+        open_one.add(call.shape, statistics_back(guest, seen, rank), block, inputs)
     result = guest.back(squeeze(output, rank, 2))
     if watch is None:
         return result

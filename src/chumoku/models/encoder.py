@@ -209,7 +209,7 @@ class Encoder:
         embeddings = self.words(np.array([token.id for token in tokens], np.int64))
         hidden = [self.norm(embeddings + self.places[: len(tokens)])]
         traces: list[Trace] = []
-        with recording(watch, inputs=True) as seen:
+        with recording(watch, inputs=True, budget=None) as seen:
             for number, layer in enumerate(self.layers):
                 attention = layer.attention.without(silenced.get(number, ()))
                 with label(f"layer {number}"):

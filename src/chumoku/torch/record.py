@@ -10,14 +10,18 @@ import torch
 
 from chumoku.checks import shown
 from chumoku.errors import InvalidTypeError
-from chumoku.record import Recording, label
+from chumoku.record import BUDGET, Recording, label
 from chumoku.record import recording as plain_recording
 from chumoku.statistics import Watch
 
 
 @contextmanager
 def recording(
-    model: torch.nn.Module, watch: Watch | None = None, *, inputs: bool = False
+    model: torch.nn.Module,
+    watch: Watch | None = None,
+    *,
+    inputs: bool = False,
+    budget: int | None = BUDGET,
 ) -> Iterator[Recording]:
     """chumoku.recording, with calls named after the innermost module of `model` around them.
 
@@ -25,7 +29,7 @@ def recording(
     ----------
     model : Module
         Its attention must be chumoku's: by `use`, `replace` or `chumoku.torch.attention`.
-    watch, inputs
+    watch, inputs, budget
         As `chumoku.recording`.
 
     Yields
@@ -52,4 +56,4 @@ def recording(
             if name:
                 stack.enter_context(module.register_forward_pre_hook(enter(name)))
                 stack.enter_context(module.register_forward_hook(leave, always_call=True))
-        yield stack.enter_context(plain_recording(watch, inputs=inputs))
+        yield stack.enter_context(plain_recording(watch, inputs=inputs, budget=budget))
