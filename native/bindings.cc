@@ -1,5 +1,6 @@
 // The only file that sees Python: buffers in, plain structs to the kernel.
 #include <nanobind/nanobind.h>
+#include <nanobind/ndarray.h>
 #include <nanobind/stl/string.h>
 #include <nanobind/stl/vector.h>
 #include <pthread.h>
@@ -11,10 +12,12 @@
 #include <cmath>
 #include <deque>
 #include <exception>
+#include <memory>
 #include <stdexcept>
 #include <thread>
 
 #include "attention.h"
+#include "memory.h"
 #include "pool.h"
 
 namespace nb = nanobind;
@@ -371,6 +374,25 @@ void run_backward(nb::handle query, nb::handle key, nb::handle value, nb::dict o
   without_gil([&] { return backward(p, g, threads(), interrupted); });
 }
 
+using Bytes = nb::ndarray<nb::numpy, uint8_t, nb::ndim<1>>;
+
+// Memory for a result, given back when the last array that uses it ends.
+Bytes empty(size_t bytes) {
+  struct Owned {
+    char* block;
+    size_t bytes;
+  };
+  auto owned = std::make_unique<Owned>(Owned{take(bytes), bytes});
+  Owned* mine = owned.get();
+  nb::capsule owner(mine, [](void* one) noexcept {
+    Owned* ended = static_cast<Owned*>(one);
+    give(ended->block, ended->bytes);
+    delete ended;
+  });
+  owned.release();
+  return Bytes(mine->block, {bytes}, owner);
+}
+
 // Of the library's errors only this one is raised here: the environment is read here.
 void raise_unknown(const std::exception_ptr& thrown, void*) {
   try {
@@ -406,6 +428,7 @@ NB_MODULE(_native, m) {
         nb::arg("output"), nb::arg("options"));
   m.def("backward", &run_backward, nb::arg("query"), nb::arg("key"), nb::arg("value"),
         nb::arg("options"), nb::arg("arrays"));
+  m.def("empty", &empty, nb::arg("bytes"), "Memory for a large result, with anything in it.");
   m.def("threads", &threads, "Threads that a call may use.");
   m.def("set_threads", &set_threads, nb::arg("count"), "0: the automatic choice.");
   m.def("set_automatic", &set_automatic, nb::arg("asked"), nb::arg("openmp"), nb::arg("quota"),

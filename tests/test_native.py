@@ -8,6 +8,7 @@ import threading
 
 import numpy as np
 import pytest
+import torch
 from cases import DTYPES
 
 import chumoku
@@ -446,3 +447,47 @@ def test_the_output_lies_as_the_query_does(dtype):
         assert output.swapaxes(1, 2).flags.c_contiguous
         assert np.ascontiguousarray(output).tobytes() == same.tobytes()
     assert wanted.flags.c_contiguous
+
+
+# Memory of results
+
+
+def address(array):
+    return array.__array_interface__["data"][0]
+
+
+def large(number):
+    return np.full((2, 4, 512, 64), number, np.float32)
+
+
+def test_a_result_gets_the_memory_of_one_that_is_gone():
+    first = chumoku.attention(large(1), large(1), large(1))
+    place = address(first)
+    second = chumoku.attention(large(2), large(2), large(2))
+    assert address(second) != place
+    view = first[0, 1:2, ::-1]
+    del first
+    third = chumoku.attention(large(3), large(3), large(3))
+    assert address(third) != place  # a view is left
+    del view
+    fourth = chumoku.attention(large(4), large(4), large(4))
+    assert address(fourth) == place
+    for number, output in enumerate((second, third, fourth), 2):
+        assert np.allclose(output, number)
+
+
+def test_a_tensor_keeps_the_memory_of_its_result():
+    output = chumoku.attention(*(torch.from_numpy(large(1)) for _ in range(3)))
+    place = output.data_ptr()
+    kept = output[1:].detach()
+    del output
+    other = chumoku.attention(*(torch.from_numpy(large(2)) for _ in range(3)))
+    assert other.data_ptr() != place
+    assert torch.allclose(kept, torch.ones(()))
+
+
+def test_a_result_that_no_memory_holds_is_a_memory_error():
+    few = np.ones((1, 1, 4), np.float32)
+    query = np.broadcast_to(few, (2**40, 1, 4))
+    with pytest.raises(MemoryError):
+        chumoku.attention(query, few, np.broadcast_to(few[..., :1], (1, 1, 2**10)))

@@ -397,7 +397,17 @@ BESIDE = """
 import torch
 torch.set_num_threads(3)
 torch.ones(1 << 20).add_(1)
-_native.beside_host(True)
+
+def tensors(*arrays):
+    return [torch.as_tensor(array) for array in arrays]
+
+def right():
+    return bool(np.array_equal(chumoku.attention(*tensors(x, x, x)), expected))
+
+def endless():
+    one = torch.tensor(0.5)
+    keys = one.expand(1, 10**6, 64)
+    chumoku.attention(one.expand(4, 20000, 64), keys, keys)
 """
 
 
@@ -405,14 +415,38 @@ def test_calls_beside_pytorch_use_its_threads():
     pytest.importorskip("torch")
     code = """
 print(all(right() for _ in range(20)), helpers())
-worker = begin(lambda: _native.beside_host(True) or print(right(), helpers()))
-worker.join()
+begin(lambda: print(right(), helpers())).join()
 print(child(lambda: right() and helpers() == 2))
 torch.set_num_threads(2)
 print(right(), helpers())
 """
     # Other threads and children have helpers of their own, and so have calls of another number.
     assert run_python(BESIDE + code) == ["True 0", "True 2", "True", "True 2"]
+
+
+@pytest.mark.parametrize(
+    ("call", "there"),
+    [
+        ("chumoku.attention(*tensors(x, x, x))", 0),
+        ("chumoku.attention(*tensors(x, x, x), watch=chumoku.Watch(entropy=True))", 0),
+        ("chumoku.weights(*tensors(x, x))", 0),
+        ("chumoku.torch.attention(*leaves()).sum().backward()", 0),
+        ("chumoku.torch.attention(*leaves(), scale=0.3).sum().backward()", 0),
+        ("chumoku.attention(x, x, x)", 2),
+    ],
+)
+def test_who_brings_tensors_brings_the_threads(call, there):
+    pytest.importorskip("torch")
+    code = f"""
+import chumoku.torch
+
+def leaves():
+    return [tensor.clone().requires_grad_() for tensor in tensors(x, x, x)]
+
+{call}
+print(helpers())
+"""
+    assert run_python(BESIDE + code) == [str(there)]
 
 
 def test_calls_beside_pytorch_are_interrupted():

@@ -1,6 +1,9 @@
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 def attention(
     query: object,
     key: object,
@@ -16,6 +19,7 @@ def weights(
 def backward(
     query: object, key: object, value: object, options: dict[str, Any], arrays: dict[str, Any]
 ) -> None: ...
+def empty(bytes: int) -> NDArray[np.uint8]: ...
 def threads() -> int: ...
 def set_threads(count: int) -> None: ...
 def set_automatic(asked: int, openmp: int, quota: int) -> None: ...

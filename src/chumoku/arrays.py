@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from chumoku import _native
 from chumoku.checks import shown
 from chumoku.errors import ChumokuError, InvalidArgumentError, InvalidTypeError, UnavailableError
 
@@ -274,7 +275,7 @@ def dtype_name(dtype: np.dtype[Any]) -> str:
 
 
 def guest_of(query: Any) -> Guest:
-    """How arrays of the query's kind come in and go out.
+    """How arrays of the query's kind come in and go out; on whose threads the call will run.
 
     Raises
     ------
@@ -284,6 +285,7 @@ def guest_of(query: Any) -> Guest:
     guest = _guest(query)
     if guest is None:
         raise _stranger("query", query, FLOATS)
+    _native.beside_host(isinstance(guest, _Torch))
     return guest
 
 

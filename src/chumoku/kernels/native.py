@@ -40,6 +40,7 @@ Reals = NDArray[Any]
 Ints = NDArray[np.int64]
 
 # A Custom mask is asked for as many scores at a time, and its answers to as many are held as bits.
+LARGE = 2**17  # bytes: smaller results come from malloc
 ASKED_SCORES = 2**20
 HELD_SCORES = 2**27
 
@@ -166,7 +167,7 @@ def usual(query: Reals, key: Reals, value: Reals, mask: Mask | None) -> Usual | 
 def weights(call: Call, rows: Ints, keys: Ints, lse: Reals | None) -> Reals:
     """The block (*batch, heads, len(rows), len(keys)) of the weights."""
     places = (*call.query.shape[:-2], rows.size)
-    block = np.empty((*places, keys.size), _real(call))
+    block = _empty((*places, keys.size), _real(call))
     if block.size == 0:
         return block
     every = np.array_equal(keys, np.arange(call.key.shape[-2]))
@@ -302,8 +303,17 @@ def _empty_output(query: Reals, width: tuple[int, ...]) -> Reals:
     shape = query.shape[:-1] + width
     if query.ndim > 2 and 0 < query.strides[-3] < query.strides[-2]:
         *batch, heads, queries, _ = shape
-        return np.empty((*batch, queries, heads, *width), query.dtype).swapaxes(-3, -2)
-    return np.empty(shape, query.dtype)
+        return _empty((*batch, queries, heads, *width), query.dtype).swapaxes(-3, -2)
+    return _empty(shape, query.dtype)
+
+
+def _empty(shape: tuple[int, ...], dtype: Any) -> Reals:
+    """Memory for a result; where much is needed, what an earlier result had."""
+    size = prod(shape) * dtype.itemsize
+    if size < LARGE:
+        return np.empty(shape, dtype)
+    found: Reals = _native.empty(size).view(dtype).reshape(shape)
+    return found
 
 
 def _real(call: Call) -> np.dtype[Any]:
