@@ -52,7 +52,8 @@ struct Mask {
 // Where the facts go: contiguous (batch, heads, rows), null when not watched.
 struct Facts {
   char* lse = nullptr;
-  double* exact_lse = nullptr;  // the same, unrounded
+  double* exact_lse = nullptr;    // the same, unrounded
+  float* exact_output = nullptr;  // (batch, heads, rows, value_width) of 16-bit calls, unrounded
   char* max_logit = nullptr;
   char* entropy = nullptr;
   char* saturation = nullptr;
@@ -128,6 +129,7 @@ struct Gradients {
   View upstream, output;  // (batch, heads, rows, value_width): the gradient of the output, and it
   View query, key, value;
   View bias;  // numbers that sums are taken in; strides of 0 where the bias is broadcast: added to
+  const float* exact_output = nullptr;  // contiguous, in place of output
   const double* lse = nullptr;
   // Pulls at all scores of a row alike, beside what the output gives: it is added here.
   double* pull = nullptr;

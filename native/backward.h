@@ -200,6 +200,17 @@ double dot(const T* a, const T* b, int64_t columns) {
 template <class T>
 void pull_rows(const Walk<T>& walk, const Gradients& asked, const Queries<T>& g,
                const Side<T>& upstream, T* copy) {
+  if constexpr (sizeof(T) == 4)
+    if (asked.exact_output) {
+      int64_t width = walk.problem.value_width;
+      for (int r = 0; r < g.used; ++r) {
+        int64_t at = index_of(walk, g, r);
+        std::fill(std::copy_n(asked.exact_output + at * width, width, copy),
+                  copy + upstream.columns, 0.0f);
+        asked.pull[at] -= dot(upstream.at + r * upstream.stride, copy, upstream.columns);
+      }
+      return;
+    }
   Side<T> output = side_of(walk, g, asked.output, walk.problem.value_width, copy);
   for (int r = 0; r < g.used; ++r)
     asked.pull[index_of(walk, g, r)] -=

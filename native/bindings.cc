@@ -280,6 +280,7 @@ void run_attention(nb::handle query, nb::handle key, nb::handle value, nb::handl
   Facts& f = p.facts;
   f.lse = fact("lse");
   f.exact_lse = inputs.fact<double>(facts, "exact_lse");
+  f.exact_output = inputs.fact<float>(facts, "exact_output");
   f.max_logit = fact("max_logit");
   f.entropy = fact("entropy");
   f.saturation = fact("saturation");
@@ -363,7 +364,10 @@ void run_backward(nb::handle query, nb::handle key, nb::handle value, nb::dict o
   p.value_width = v.shape[v.ndim - 1];
   Gradients g;
   g.upstream = view_of(buffers.borrow(arrays["upstream"], false));
-  g.output = view_of(buffers.borrow(arrays["output"], false));
+  if (arrays.contains("exact_output"))
+    g.exact_output = buffers.flat<const float>(arrays["exact_output"]);
+  else
+    g.output = view_of(buffers.borrow(arrays["output"], false));
   g.lse = buffers.flat<const double>(arrays["lse"]);
   g.pull = buffers.flat<double>(arrays["pull"], true);
   g.twist = inputs.fact<double>(arrays, "twist");

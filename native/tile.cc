@@ -252,12 +252,14 @@ void finish_group(const Problem& problem, const Panel& panel, const Plan<T>& pla
     store(logs + lane, log_lanes(load(logs + lane)));
   int64_t width = problem.value_width;
   for (int lane = 0; lane < g.used; lane += n) {
-    char* to[n];
+    char *to[n], *exact[n];
     int here = std::min(n, g.used - lane);
     for (int i = 0; i < here; ++i) {
       Row row = row_of(problem, panel, g.first + lane + i);
       int64_t at = (panel.batch * problem.heads + row.head) * problem.rows + row.row;
       to[i] = problem.output_at(panel.batch, row.head, row.row);
+      if (problem.facts.exact_output)
+        exact[i] = reinterpret_cast<char*>(problem.facts.exact_output + at * width);
       if (watched) write_facts(problem, plan, g, lane + i, logs[lane + i], row.head, at);
       if (problem.facts.top) write_list(problem, plan, g, lane + i, shares[lane + i], at);
       if (problem.recall) {
@@ -275,6 +277,8 @@ void finish_group(const Problem& problem, const Panel& panel, const Plan<T>& pla
       transpose_out<Brain>(from, g.lanes, to, here, width);
     else
       transpose_out<float>(from, g.lanes, to, here, width);
+    if constexpr (sizeof(T) == 4)
+      if (problem.facts.exact_output) transpose_out<float>(from, g.lanes, exact, here, width);
   }
 }
 

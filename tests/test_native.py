@@ -109,6 +109,7 @@ def test_the_environment_chooses():
 # Ten thousand queries over a million keys would take minutes: the call is begun, never finished.
 LONG_CALL = """
 import numpy as np, signal, threading, chumoku
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job ignores it
 key = np.broadcast_to(np.float32(0.5), (1_000_000, 64))
 query = np.ones((10_000, 64), np.float32)
 """

@@ -17,6 +17,8 @@ import numpy as np
 import chumoku
 from chumoku import _native
 
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job ignores it
+
 def filled(*shape, dtype=np.float32):
     "As large as wished, in the memory of one number."
     return np.broadcast_to(np.asarray(0.5, dtype), shape)

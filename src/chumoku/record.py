@@ -124,7 +124,10 @@ def _calls(count: int) -> str:
 
 
 def _bytes(array: Array) -> int:
-    """Bytes of an array of any kind, of which shape and dtype are all that is asked."""
+    """Bytes of an array of any kind; the standard of arrays promises a shape and a dtype."""
+    known: int | None = getattr(array, "nbytes", None)
+    if known is not None:
+        return known
     bits = "".join(filter(str.isdigit, str(array.dtype)))
     size: int = prod(array.shape) * (int(bits) // 8 if bits else 1)
     return size

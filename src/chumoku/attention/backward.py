@@ -64,6 +64,8 @@ def attention_backward(
     output : array, (..., heads, queries, value_width), optional
     lse : array, (..., heads, queries), optional
         What `attention` gave for this call, and its seen.lse: together they spare a forward pass.
+        lse may be in float64, and of 16-bit arrays the output in float32: gradients are the
+        better for what is not rounded.
     lse_gradient, entropy_gradient : array, (..., heads, queries), optional
         Gradients of the loss with respect to seen.lse and seen.entropy, of their dtype: float32,
         or float64 for float64 inputs.
@@ -143,7 +145,8 @@ def _outputs(name: str, call: Call, array: NDArray[Any], rank: int) -> NDArray[A
 
 def _known_output(guest: Guest, call: Call, output: Array, rank: int) -> NDArray[Any]:
     array = guest.array("output", output)
-    same_dtype("output", array, call.query.dtype)
+    if call.query.dtype.itemsize > 2 or array.dtype != np.float32:
+        same_dtype("output", array, call.query.dtype)
     return _outputs("output", call, array, rank)
 
 
@@ -151,4 +154,6 @@ def _rows(
     guest: Guest, name: str, call: Call, given: Array | None, rank: int
 ) -> NDArray[Any] | None:
     """A statistic of each row, or its gradient, with all axes of the call."""
-    return None if given is None else lse_of(call, guest.array(name, given), rank, name)
+    if given is None:
+        return None
+    return lse_of(call, guest.array(name, given), rank, name, unrounded=name == "lse")

@@ -243,7 +243,9 @@ def _sinks(guest: Guest, sinks: Array, dtype: np.dtype[Any], heads: int) -> NDAr
     return array
 
 
-def lse_of(call: Call, known: NDArray[Any], rank: int, name: str = "lse") -> NDArray[Any]:
+def lse_of(
+    call: Call, known: NDArray[Any], rank: int, name: str = "lse", unrounded: bool = False
+) -> NDArray[Any]:
     """A row statistic that the caller brings, or its gradient, with all axes of the call."""
     shape = call.shape
     whole = (*shape.batch, shape.heads, shape.queries)
@@ -252,7 +254,7 @@ def lse_of(call: Call, known: NDArray[Any], rank: int, name: str = "lse") -> NDA
     if known.shape != expected:
         raise InvalidArgumentError(name, f"shape {known.shape}", f"{expected}, {like}")
     real = "float64" if call.query.dtype == np.float64 else "float32"
-    if known.dtype != real:
+    if known.dtype != real and not (unrounded and known.dtype == np.float64):
         raise InvalidTypeError(name, str(known.dtype), f"{real}, {like}")
     return known.reshape(whole)
 

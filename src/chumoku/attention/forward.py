@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import partial
-from typing import overload
+from typing import Any, overload
 
 from chumoku.arrays import Guest, guest_of
 from chumoku.attention.call import (
@@ -126,32 +127,48 @@ def attention(
         result = _plain(guest, query, key, value, mask)
         if result is not None:
             return result
+    options: dict[str, Any] = {
+        "mask": mask,
+        "bias": bias,
+        "scale": scale,
+        "softcap": softcap,
+        "sinks": sinks,
+    }
+    output, seen = attend((query, key, value), watch, kernel=kernel, dropout=dropout, **options)
+    return output if watch is None else (output, seen)
+
+
+def attend(
+    given: tuple[Array, Array, Array],
+    watch: Watch | None,
+    exact: dict[str, Array] | None = None,
+    **options: Any,
+) -> tuple[Array, Statistics]:
+    """`attention` past its short way; as `Call.exact` says, output and lse before rounding."""
+    guest, recordings = guest_of(given[0]), open_recordings()
+    query, key, value = given
     arrays = arrays_of(guest, query=query, key=key, value=value)
     asked = instance("watch", watch, Watch, "Watch(top=8, entropy=True, ...)") or NOTHING
     for open_one in recordings:
         asked = asked | open_one.watch
     rank = max(array.ndim for array in arrays.values())
-    call = check(guest, arrays, mask, bias, scale, softcap, sinks, dropout, asked)
+    kernel = options.pop("kernel", None)
+    call = check(guest, arrays, watch=asked, **options)
+    if exact is not None:
+        call = replace(call, exact={})
     output, statistics = choose(call, kernel).run(call)
+    del options["dropout"]
     for open_one in recordings:
-        block = partial(
-            weights,
-            query if rank == 2 else guest.spread(query, call.query.shape),
-            key,
-            mask=mask,
-            bias=bias,
-            scale=scale,
-            softcap=softcap,
-            sinks=sinks,
-            kernel=kernel,
-        )
-        seen = _restrict(statistics, open_one.watch)
-        inputs = [call.query, call.key, *(a for a in (bias, mask) if hasattr(a, "dtype"))]
-        open_one.add(call.shape, statistics_back(guest, seen, rank), block, inputs)
-    result = guest.back(squeeze(output, rank, 2))
-    if watch is None:
-        return result
-    return result, statistics_back(guest, _restrict(statistics, watch), rank)
+        whole = query if rank == 2 else guest.spread(query, call.query.shape)
+        block = partial(weights, whole, key, kernel=kernel, **options)
+        seen = statistics_back(guest, _restrict(statistics, open_one.watch), rank)
+        kept = [a for a in (options["bias"], options["mask"]) if hasattr(a, "dtype")]
+        open_one.add(call.shape, seen, block, [call.query, call.key, *kept])
+    if exact is not None:
+        for name, array in (call.exact or {}).items():
+            exact[name] = guest.back(squeeze(array, rank, 2 if name == "output" else 1))
+    seen = statistics_back(guest, _restrict(statistics, watch or NOTHING), rank)
+    return guest.back(squeeze(output, rank, 2)), seen
 
 
 def weights(
@@ -216,7 +233,7 @@ def _plain(
         output = native.plain(q, k, v)
     else:
         call = native.usual(q, k, v, mask)
-        output = None if call is None else call.attend(lse=False)[0]
+        output = None if call is None else call.attend()
     return None if output is None else guest.back(output)
 
 

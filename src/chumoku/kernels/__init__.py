@@ -32,6 +32,8 @@ class Call:
     sinks: NDArray[Any] | None
     dropout: Dropout | None
     watch: Watch
+    # Where a kernel puts output and lse as it had them before rounding, for the gradients.
+    exact: dict[str, NDArray[Any]] | None = None
 
     @property
     def shape(self) -> Shape:
@@ -55,6 +57,7 @@ class Upstream:
     """What the gradients of a call are taken from, and what is known of the call already.
 
     gradient and output (*batch, heads, queries, value_width), the others (*batch, heads, queries).
+    Output and lse may be unrounded, as `Call.exact` has them.
     """
 
     gradient: NDArray[Any]

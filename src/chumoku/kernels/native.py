@@ -13,6 +13,7 @@ from chumoku import _native
 from chumoku.arrays import dtype_name
 from chumoku.kernels import Gradients
 from chumoku.mask import (
+    FARTHEST,
     All,
     Any_,
     Asked,
@@ -64,7 +65,8 @@ def refuses(call: Call) -> str | None:
 def run(call: Call) -> tuple[Reals, Statistics]:
     """Output of shape (*batch, heads, queries, value_width), and what was watched."""
     output = _empty_output(call.query, call.value.shape[-1:])
-    facts = _empty_facts(call)
+    exact = {} if call.exact is None else _empty_exact(output)
+    facts = _empty_facts(call) | exact
     totals = _empty_totals(call)
     rows = call.query.shape[-2]
     for part in _slabs(call, np.arange(rows)):
@@ -79,6 +81,10 @@ def run(call: Call) -> tuple[Reals, Statistics]:
         output[own] = some_output
         for name, fact in facts.items():
             fact[own] = some[name]
+    for name in exact:
+        del facts[name]
+    if call.exact is not None:
+        call.exact.update(_exact(output, exact))
     return output, _statistics(call, facts, totals)
 
 
@@ -116,27 +122,48 @@ class Usual(NamedTuple):
             "queries": queries,
         }
         if self.offset is not None:
-            band = (0, queries, 0, self.key.shape[-2], -(2**60), self.offset)
-            options["mask"] = "band", np.array([band])
+            options["mask"] = _triangle(queries, self.key.shape[-2], self.offset)
         return options
 
-    def attend(self, lse: bool) -> tuple[Reals, Reals | None]:
-        """The output, and lse in double if it is wanted."""
+    def attend(self, exact: dict[str, Reals] | None = None) -> Reals:
+        """The output; as `Call.exact`, unrounded output and lse are put where they are wanted."""
         output = _empty_output(self.query, self.value.shape[-1:])
-        facts = {"exact_lse": np.empty(self.query.shape[:-1])} if lse else {}
+        facts = {} if exact is None else _empty_exact(output)
         q, k, v, o = (_plain(array) for array in (*self[:3], output))
         _native.attention(q, k, v, o, self._options(), facts)
-        return output, facts.get("exact_lse")
+        if exact is not None:
+            exact.update(_exact(output, facts))
+        return output
 
     def backward(self, upstream: Reals, output: Reals, lse: Reals) -> tuple[Reals, Reals, Reals]:
         """Gradients of query, key and value."""
         found = [_empty_output(array, array.shape[-1:]) for array in self[:3]]
-        arrays = {"upstream": upstream, "output": output, "lse": lse, "pull": np.zeros(lse.shape)}
+        arrays = _known_output(output, self.query.dtype)
+        arrays |= {"upstream": upstream, "lse": lse, "pull": np.zeros(lse.shape)}
         arrays |= zip(("query", "key", "value"), found, strict=True)
         arrays = {name: _plain(array) for name, array in arrays.items()}
         q, k, v = (_plain(array) for array in self[:3])
         _native.backward(q, k, v, self._options(), arrays)
         return found[0], found[1], found[2]
+
+
+def _empty_exact(output: Reals) -> dict[str, Reals]:
+    """Memory for lse, and for the output where that is rounded, before they are."""
+    facts = {"exact_lse": np.empty(output.shape[:-1])}
+    if output.dtype.itemsize == 2:
+        facts["exact_output"] = _empty(output.shape, np.dtype(np.float32))
+    return facts
+
+
+def _exact(output: Reals, facts: dict[str, Reals]) -> dict[str, Reals]:
+    return {"output": facts.get("exact_output", output), "lse": facts["exact_lse"]}
+
+
+def _known_output(output: Reals, dtype: np.dtype[Any]) -> dict[str, Reals]:
+    """The output as the binding reads it: rounded or not."""
+    if output.dtype == dtype:
+        return {"output": output}
+    return {"exact_output": np.asarray(output, np.float32, order="C")}
 
 
 def usual(query: Reals, key: Reals, value: Reals, mask: Mask | None) -> Usual | None:
@@ -158,10 +185,21 @@ def usual(query: Reals, key: Reals, value: Reals, mask: Mask | None) -> Usual | 
         return None
     if mask is None:
         return Usual(query, key, value, None)
+    offset = _offset(mask, queries, keys)
+    return None if offset is None else Usual(query, key, value, offset)
+
+
+def _offset(mask: Mask, queries: int, keys: int) -> int | None:
+    """The offset of a triangle that is the same for all batch entries."""
     if type(mask) is not Causal or np.ndim(mask.offset):  # type: ignore[arg-type]
         return None
     given: Any = mask.offset
-    return Usual(query, key, value, keys - queries if given is None else int(given))
+    return keys - queries if given is None else int(given)
+
+
+def _triangle(queries: int, keys: int, offset: int) -> tuple[str, Ints]:
+    """A triangle as the binding reads it, without the way over intervals."""
+    return "band", np.array([(0, queries, 0, keys, -FARTHEST, offset)])
 
 
 def weights(call: Call, rows: Ints, keys: Ints, lse: Reals | None) -> Reals:
@@ -230,18 +268,18 @@ def _known(call: Call, upstream: Upstream) -> dict[str, Reals]:
     if upstream.output is not None and upstream.lse is not None and not entropy:
         return {"output": upstream.output, "lse": np.asarray(upstream.lse, np.float64, order="C")}
     places = call.query.shape[:-1]
-    facts: dict[str, Reals] = {"exact_lse": np.empty(places)}
+    output = _empty_output(call.query, call.value.shape[-1:])
+    facts = _empty_exact(output)
     if entropy:
         facts["entropy"] = np.empty(places, _real(call))
-    output = _empty_output(call.query, call.value.shape[-1:])
     for part in _slabs(call, np.arange(places[-1])):
-        own = (..., slice(part[0], part[-1] + 1) if part.size else slice(0))
+        rows = slice(part[0], part[-1] + 1) if part.size else slice(0)
+        own = (*(slice(None),) * (len(places) - 1), rows)
         some = {name: np.ascontiguousarray(fact[own]) for name, fact in facts.items()}
-        some_output = output[(*own, slice(None))]
-        _attend(call, call.query[(*own, slice(None))], call.value, part, some_output, some)
+        _attend(call, call.query[own], call.value, part, output[own], some)
         for name, fact in facts.items():
             fact[own] = some[name]
-    return {"output": output, "lse": facts.pop("exact_lse"), **facts}
+    return facts | _exact(output, facts)
 
 
 def _sink_weight(call: Call, lse: Reals) -> Reals:
@@ -285,7 +323,7 @@ def _pull_back(
         arrays = found if whole else {n: np.empty_like(found[n]) for n in ("key", "value")}
         arrays = arrays | {n: found[n] for n in ("bias",) if n in found}
         arrays["query"] = found["query"][own]
-        inputs = {"upstream": upstream, "output": output[own]}
+        inputs = {"upstream": upstream} | _known_output(output[own], call.query.dtype)
         given = {name: _plain(array) for name, array in (inputs | arrays).items()}
         options = _options(call, part)
         _native.backward(_plain(query), _plain(call.key), _plain(call.value), options, given | some)
@@ -434,7 +472,12 @@ def _options(call: Call, rows: Ints) -> dict[str, Any]:
         rate, seed = call.dropout.rate, call.dropout.seed
         options["dropout"] = (seed, round(rate * 2**32), 1 / (1 - rate))
     if call.mask is not None:
-        options["mask"] = _node(call, call.mask.lower(call.shape), rows)
+        queries, keys = call.query.shape[-2], call.key.shape[-2]
+        offset = _offset(call.mask, queries, keys)
+        if offset is None:
+            options["mask"] = _node(call, call.mask.lower(call.shape), rows)
+        else:
+            options["mask"] = _triangle(queries, keys, offset)
     return options
 
 

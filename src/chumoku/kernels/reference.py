@@ -39,6 +39,9 @@ def refuses(call: Call) -> str | None:
 def run(call: Call) -> tuple[NDArray[Any], Statistics]:
     """Output in the query's dtype, statistics in float32 (float64 for float64)."""
     output, facts = compute(call)
+    if call.exact is not None:
+        wide = np.dtype(np.float32) if call.query.dtype.itemsize == 2 else call.query.dtype
+        call.exact.update(output=output.astype(wide), lse=facts["lse"].astype(np.float64))
     real = _statistics_dtype(call)
     with np.errstate(all="ignore"):
         rounded = {fact: _rounded(numbers, real) for fact, numbers in facts.items()}

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from chumoku.arrays import Guest, guest_of
-from chumoku.attention import attention, attention_backward
+from chumoku.attention import attention_backward
+from chumoku.attention.forward import attend
 from chumoku.kernels import native
 from chumoku.mask import Mask
 from chumoku.record import open_recordings
@@ -43,34 +44,31 @@ class _Trained(torch.autograd.Function):
         watch: Watch | None,
         seen: list[Statistics] | None,
     ) -> tuple[Tensor | None, ...]:
-        ctx.options, ctx.usual, lse, entropy = options, False, None, None
-        bare = bias is None and sinks is None and watch is None and options[1:] == (None,) * 3
-        if bare and not open_recordings():
-            guest = guest_of(query)
+        guest, call, lse, entropy = guest_of(query), None, None, None
+        if bias is None and sinks is None and options[1:] == (None,) * 3:
             call = _usual(guest, query, key, value, options.mask)
-            if call is not None:
-                ctx.usual = True
-                result, exact = call.attend(lse=True)
-                output, lse = guest.back(result), torch.from_numpy(exact)
-        if not ctx.usual:
-            query_, key_, value_ = query.detach(), key.detach(), value.detach()
-            found: Any = attention(
-                query_,
-                key_,
-                value_,
-                bias=None if bias is None else bias.detach(),
-                sinks=None if sinks is None else sinks.detach(),
-                watch=watch or Watch(),
-                **options._asdict(),
+        ctx.options, ctx.usual = options, call is not None
+        exact: dict[str, Any] = {}
+        if call is not None and watch is None and not open_recordings():
+            output = guest.back(call.attend(exact))
+            exact = {name: guest.back(array) for name, array in exact.items()}
+        else:
+            q, k, v, b, s = (
+                x if x is None else x.detach() for x in (query, key, value, bias, sinks)
             )
-            output, statistics = found
-            lse = statistics.lse
-            if seen is not None:
+            output, statistics = attend(
+                (q, k, v), watch, exact, bias=b, sinks=s, **options._asdict()
+            )
+            if seen is not None and watch is not None:
                 seen.append(statistics)
-                entropy = statistics.entropy if watch and watch.entropy else None
-        ctx.save_for_backward(query, key, value, bias, sinks, output, lse)
+                lse = statistics.lse
+                entropy = statistics.entropy if watch.entropy else None
+        if exact["output"].dtype == output.dtype:
+            exact["output"] = output
+        known = (exact["output"], exact["lse"])
+        ctx.save_for_backward(query, key, value, bias, sinks, *known)
         ctx.set_materialize_grads(False)
-        return output, None if watch is None else lse, entropy
+        return output, lse, entropy
 
     @staticmethod
     def backward(
@@ -81,19 +79,19 @@ class _Trained(torch.autograd.Function):
             return (None,) * 5 + rest
         query, key, value, bias, sinks, output, lse = ctx.saved_tensors
         if d_output is None:
-            d_output = torch.zeros_like(output)
+            d_output = torch.zeros_like(output, dtype=query.dtype)
         if torch.is_grad_enabled():
             # Second derivatives: through the operator, which can be differentiated.
             real = torch.float64 if query.dtype == torch.float64 else torch.float32
-            arrays = (query, key, value, output, lse.to(real))
+            arrays = (query, key, value, output.to(query.dtype), lse.to(real))
             options = options_of(query, bias, sinks, ctx.options)
             return *gradients_of((d_output, d_lse, d_entropy), arrays, options), *rest
-        if ctx.usual:
+        if ctx.usual and d_lse is None and d_entropy is None:
             guest = guest_of(query)
             call = _usual(guest, query, key, value, ctx.options.mask)
             assert call is not None
             above, result = (_array(guest, x) for x in (d_output, output))
-            found = call.backward(above, result, lse.numpy())
+            found = call.backward(above, result, lse.detach().numpy())
             return *(guest.back(x) for x in found), None, None, *rest
         given = (x if x is None else x.detach() for x in (query, key, value, bias, sinks))
         query, key, value, bias, sinks = given
