@@ -1,6 +1,7 @@
 // The only file that sees Python: buffers in, plain structs to the kernel.
 #include <nanobind/nanobind.h>
 #include <nanobind/ndarray.h>
+#include <nanobind/stl/optional.h>
 #include <nanobind/stl/string.h>
 #include <nanobind/stl/vector.h>
 #include <pthread.h>
@@ -13,6 +14,7 @@
 #include <deque>
 #include <exception>
 #include <memory>
+#include <optional>
 #include <stdexcept>
 #include <thread>
 
@@ -24,6 +26,9 @@ namespace nb = nanobind;
 using namespace chumoku;
 
 namespace {
+
+// No position lies beyond, as chumoku.mask has it.
+constexpr int64_t kFarthest = int64_t{1} << 60;
 
 // The buffers that a call borrows; given back when it ends.
 class Buffers {
@@ -305,10 +310,10 @@ void run_attention(nb::handle query, nb::handle key, nb::handle value, nb::handl
   without_gil([&] { return attention(p, threads(), interrupted); });
 }
 
-// Query, key and value and nothing else, of one rank. False, and nothing done, when the sizes need
-// broadcasting or are wrong, or when one of them is 0.
+// Query, key and value of one rank, and a triangle if it has an offset, and nothing else. False,
+// and nothing done, when the sizes need broadcasting or are wrong, or when one of them is 0.
 bool run_plain(nb::handle query, nb::handle key, nb::handle value, nb::handle output,
-               const char* dtype) {
+               const char* dtype, std::optional<int64_t> offset) {
   Buffers buffers;
   const Py_buffer& q = buffers.borrow(query, false);
   const Py_buffer& k = buffers.borrow(key, false);
@@ -331,6 +336,9 @@ bool run_plain(nb::handle query, nb::handle key, nb::handle value, nb::handle ou
   p.value_width = values[2];
   p.scale = 1 / std::sqrt(static_cast<double>(p.width));
   set_output(p, buffers, output);
+  const int64_t band[] = {0, p.rows, 0, p.keys, -kFarthest, offset.value_or(0)};
+  Mask mask{{MaskNode{MaskNode::Kind::band, band, nullptr, 1}}, p.rows, p.keys};
+  if (offset) p.mask = &mask;
   without_gil([&] { return attention(p, threads(), interrupted); });
   return true;
 }
@@ -427,7 +435,7 @@ NB_MODULE(_native, m) {
   m.def("attention", &run_attention, nb::arg("query"), nb::arg("key"), nb::arg("value"),
         nb::arg("output"), nb::arg("options"), nb::arg("facts"));
   m.def("plain", &run_plain, nb::arg("query"), nb::arg("key"), nb::arg("value"), nb::arg("output"),
-        nb::arg("dtype"));
+        nb::arg("dtype"), nb::arg("offset").none());
   m.def("weights", &run_weights, nb::arg("query"), nb::arg("key"), nb::arg("lse"),
         nb::arg("output"), nb::arg("options"));
   m.def("backward", &run_backward, nb::arg("query"), nb::arg("key"), nb::arg("value"),

@@ -7,6 +7,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+import torch
 from cases import (
     CASES,
     DTYPES,
@@ -22,6 +23,7 @@ from cases import (
 )
 
 import chumoku
+import chumoku.torch
 from chumoku import attention, attention_backward
 from chumoku.dropout import Dropout
 from chumoku.errors import InvalidArgumentError, InvalidTypeError
@@ -355,3 +357,24 @@ def test_custom_masks_are_taken_in_slabs(monkeypatch):
     monkeypatch.setattr(native, "HELD_SCORES", 1)
     for one, two in zip(whole[:3], native.backward(made, upstream)[:3], strict=True):
         assert np.abs(one - two).max() < 1e-4
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("mask", [None, Causal(), Window(40, 40)], ids=str)
+@pytest.mark.parametrize("shift", [0, 50])
+def test_gradients_of_16_bits_are_rounded_once(dtype, mask, shift):
+    """A part that all values share cancels in the gradients of query and key, not in the output."""
+    random = torch.Generator().manual_seed(1)
+    q, k, v, above = (torch.randn(2, 4, 130, 32, generator=random) for _ in range(4))
+    halves = [x.to(dtype) for x in (q, k, v + shift, above)]
+    exact = gradients(*(x.double().numpy() for x in halves), mask)
+    leaves = [x.requires_grad_() for x in halves[:3]]
+    output = chumoku.torch.attention(*leaves, mask=mask)
+    for found, wanted in zip(torch.autograd.grad(output, leaves, halves[3]), exact, strict=True):
+        wanted = torch.from_numpy(wanted)
+        floor = (wanted.to(dtype).double() - wanted).norm()
+        assert (found.double() - wanted).norm() <= 1.01 * floor
+
+
+def gradients(q, k, v, above, mask):
+    return attention_backward(above, q, k, v, mask=mask, kernel="reference")[:3]

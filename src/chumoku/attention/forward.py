@@ -229,11 +229,7 @@ def _plain(
     q, k, v = guest.plain(query), guest.plain(key), guest.plain(value)
     if q is None or k is None or v is None:
         return None
-    if mask is None:
-        output = native.plain(q, k, v)
-    else:
-        call = native.usual(q, k, v, mask)
-        output = None if call is None else call.attend()
+    output = native.plain(q, k, v, mask)
     return None if output is None else guest.back(output)
 
 

@@ -88,8 +88,8 @@ def run(call: Call) -> tuple[Reals, Statistics]:
     return output, _statistics(call, facts, totals)
 
 
-def plain(query: Reals, key: Reals, value: Reals) -> Reals | None:
-    """A call of nothing but query, key and value, whose sizes C++ checks; it makes no Call.
+def plain(query: Reals, key: Reals, value: Reals, mask: Causal | None = None) -> Reals | None:
+    """A call of query, key, value and a triangle at most, whose sizes C++ checks; it makes no Call.
 
     None when something is out of the ordinary: then `run` serves it, or the checks before it say
     what is wrong.
@@ -97,12 +97,17 @@ def plain(query: Reals, key: Reals, value: Reals) -> Reals | None:
     dtype = dtype_name(query.dtype)
     if not query.dtype == key.dtype == value.dtype or dtype not in DTYPES:
         return None
-    if query.ndim > 32 or query.size > PLAIN_NUMBERS or value.shape[-1:] > (1024,):
+    if not 2 < query.ndim == key.ndim <= 32:
+        return None
+    if query.size > PLAIN_NUMBERS or value.shape[-1:] > (1024,):
+        return None
+    offset = None if mask is None else _offset(mask, query.shape[-2], key.shape[-2])
+    if mask is not None and offset is None:
         return None
     output = _empty_output(query, value.shape[-1:])
     if query.dtype.itemsize == 2:
         query, key, value = _plain(query), _plain(key), _plain(value)
-    done = query.dtype.isnative and _native.plain(query, key, value, _plain(output), dtype)
+    done = query.dtype.isnative and _native.plain(query, key, value, _plain(output), dtype, offset)
     return output if done else None
 
 
@@ -125,15 +130,13 @@ class Usual(NamedTuple):
             options["mask"] = _triangle(queries, self.key.shape[-2], self.offset)
         return options
 
-    def attend(self, exact: dict[str, Reals] | None = None) -> Reals:
-        """The output; as `Call.exact`, unrounded output and lse are put where they are wanted."""
+    def attend(self) -> tuple[Reals, dict[str, Reals]]:
+        """The output, and what `Call.exact` wants."""
         output = _empty_output(self.query, self.value.shape[-1:])
-        facts = {} if exact is None else _empty_exact(output)
+        facts = _empty_exact(output)
         q, k, v, o = (_plain(array) for array in (*self[:3], output))
         _native.attention(q, k, v, o, self._options(), facts)
-        if exact is not None:
-            exact.update(_exact(output, facts))
-        return output
+        return output, _exact(output, facts)
 
     def backward(self, upstream: Reals, output: Reals, lse: Reals) -> tuple[Reals, Reals, Reals]:
         """Gradients of query, key and value."""

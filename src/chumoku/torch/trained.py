@@ -50,7 +50,8 @@ class _Trained(torch.autograd.Function):
         ctx.options, ctx.usual = options, call is not None
         exact: dict[str, Any] = {}
         if call is not None and watch is None and not open_recordings():
-            output = guest.back(call.attend(exact))
+            found, exact = call.attend()
+            output = guest.back(found)
             exact = {name: guest.back(array) for name, array in exact.items()}
         else:
             q, k, v, b, s = (
