@@ -337,7 +337,11 @@ bool run_plain(nb::handle query, nb::handle key, nb::handle value, nb::handle ou
   p.scale = 1 / std::sqrt(static_cast<double>(p.width));
   set_output(p, buffers, output);
   const int64_t band[] = {0, p.rows, 0, p.keys, -kFarthest, offset.value_or(0)};
-  Mask mask{{MaskNode{MaskNode::Kind::band, band, nullptr, 1}}, p.rows, p.keys};
+  MaskNode triangle{};
+  triangle.kind = MaskNode::Kind::band;
+  triangle.first = band;
+  triangle.entries = 1;
+  Mask mask{{triangle}, p.rows, p.keys};
   if (offset) p.mask = &mask;
   without_gil([&] { return attention(p, threads(), interrupted); });
   return true;

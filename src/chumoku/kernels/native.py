@@ -297,7 +297,9 @@ def _sink_weight(call: Call, lse: Reals) -> Reals:
 def _empty_bias(call: Call, shape: tuple[int, ...]) -> Reals:
     """Zeros for the sums of a bias of this shape, with all axes of the call."""
     ones = (1,) * (call.query.ndim - len(shape))
-    return np.zeros(ones + shape, _real(call))
+    zeros = _empty(ones + shape, _real(call))
+    zeros.fill(0)
+    return zeros
 
 
 def _strides(array: Reals) -> tuple[int, ...]:
