@@ -118,7 +118,7 @@ def main() -> None:
         mine, ours, entropy, logit = trained(OURS, seed, given.steps, watch=True)
         a, b = judged(model, held), judged(mine, held)
         apart = max(abs(one - other) for one, other in zip(theirs, ours, strict=True))
-        print(f"{seed:4} {a:9.4f} {b:9.4f} {b - a:+12.4f} {apart:20.4f}", flush=True)
+        print(f"{seed:4} {a:9.4f} {b:9.4f} {b - a:+12.1e} {apart:20.1e}", flush=True)
         curves.append((theirs, ours))
     theirs, ours, recorded = cost(mine, rounds=max(5, min(60, given.steps)))
     print(f"ms a step: PyTorch {theirs:.1f}, chumoku {ours:.1f}, recorded {recorded:.1f}")
