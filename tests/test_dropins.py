@@ -185,6 +185,30 @@ def test_a_recording_has_the_names_of_modules():
         chumoku.torch.recording(3).__enter__()
 
 
+def test_calls_of_a_compiled_model_are_recorded_without_names():
+    class Model(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.inner = torch.nn.Linear(8, 8)
+
+        def forward(self, x):
+            y = self.inner(x)[:, None]
+            return chumoku.torch.attention(y, y, y, mask=chumoku.Causal())
+
+    torch.compiler.reset()
+    model = torch.compile(Model(), backend="eager", fullgraph=True)
+    x = torch.randn(2, 5, 8)
+    for _ in range(2):
+        with chumoku.torch.recording(model, Watch(entropy=True)) as run:
+            model(x).sum().backward()
+        assert [entry.name for entry in run] == ["attention 0"]
+        assert run[0].statistics.entropy.shape == (2, 1, 5)
+    with chumoku.torch.recording(model) as run:
+        model(x)
+        model(x)
+    assert [entry.name for entry in run] == ["attention 0", "attention 1"]
+
+
 def module(**options):
     torch.manual_seed(0)
     return chumoku.torch.MultiheadAttention(16, 4, batch_first=True, **options)

@@ -63,7 +63,8 @@ def attention(
     tensors = (query, key, value, bias, sinks)
     composes = False
     if not torch.compiler.is_compiling():
-        if _constant(tensors):
+        direct = _direct(tensors)
+        if direct and not _differentiated(tensors):
             call: Any = plain_attention  # its overloads do not know a watch that may be None
             return call(
                 query,
@@ -78,11 +79,10 @@ def attention(
                 watch=watch,
                 kernel=kernel,
             )
+        if direct and kernel is None:
+            return trained(tensors, Asked(mask, scale, softcap, dropout), watch)
         _check(tensors)
         composes = _composes(tensors)
-        bare = torch._C._functorch.peek_interpreter_stack() is None and kernel is None
-        if bare and not composes and all(x is None or _plain(x) for x in tensors):
-            return trained(tensors, Asked(mask, scale, softcap, dropout), watch)
     if kernel not in (None, "native"):
         raise UnavailableError(
             "kernel",
@@ -113,17 +113,18 @@ def _cast(x: Any) -> Any:
     return x.to(torch.get_autocast_dtype("cpu"))
 
 
-def _constant(tensors: tuple[Any, ...]) -> bool:
-    """Whether nothing but numbers is asked for: then the operator's detour is spared."""
-    if not all(x is None or _plain(x) for x in tensors):
-        return False
-    if torch._C._functorch.peek_interpreter_stack() is not None:
-        return False
-    if torch._C._len_torch_dispatch_stack() or _has_tangent(tensors):
-        return False
-    return not torch.is_grad_enabled() or not any(
-        x is not None and x.requires_grad for x in tensors
+def _direct(tensors: tuple[Any, ...]) -> bool:
+    """Whether these are numbers in memory, outside of all transforms and modes."""
+    return (
+        all(x is None or _plain(x) for x in tensors)
+        and torch._C._functorch.peek_interpreter_stack() is None
+        and not torch._C._len_torch_dispatch_stack()
+        and not _has_tangent(tensors)
     )
+
+
+def _differentiated(tensors: tuple[Any, ...]) -> bool:
+    return torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in tensors)
 
 
 def _plain(x: Any) -> bool:

@@ -28,7 +28,8 @@ def recording(
     Parameters
     ----------
     model : Module
-        Its attention must be chumoku's: by `use`, `replace` or `chumoku.torch.attention`.
+        Its attention must be chumoku's: by `use`, `replace` or `chumoku.torch.attention`. Of what
+        torch.compile has compiled the modules are not seen: calls are "attention N" there.
     watch, inputs, budget
         As `chumoku.recording`.
 
@@ -39,21 +40,28 @@ def recording(
     """
     if not isinstance(model, torch.nn.Module):
         raise InvalidTypeError("model", shown(model), "a torch.nn.Module")
-    labels: list[AbstractContextManager[None]] = []
+    model = getattr(model, "_orig_mod", model)
+    inside: list[tuple[str, AbstractContextManager[None]]] = []
 
+    # Compilers trace the hooks, one of which may then run without the other.
     def enter(name: str) -> Any:
         def hook(*_: Any) -> None:
-            labels.append(label(name))
-            labels[-1].__enter__()
+            if not torch.compiler.is_compiling():
+                inside.append((name, label(name)))
+                inside[-1][1].__enter__()
 
         return hook
 
-    def leave(*_: Any) -> None:
-        labels.pop().__exit__(None, None, None)
+    def leave(name: str) -> Any:
+        def hook(*_: Any) -> None:
+            if not torch.compiler.is_compiling() and inside and inside[-1][0] == name:
+                inside.pop()[1].__exit__(None, None, None)
+
+        return hook
 
     with ExitStack() as stack:
         for name, module in model.named_modules():
             if name:
                 stack.enter_context(module.register_forward_pre_hook(enter(name)))
-                stack.enter_context(module.register_forward_hook(leave, always_call=True))
+                stack.enter_context(module.register_forward_hook(leave(name), always_call=True))
         yield stack.enter_context(plain_recording(watch, inputs=inputs, budget=budget))
