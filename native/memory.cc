@@ -2,6 +2,7 @@
 
 #include <pthread.h>
 #include <sys/mman.h>
+#include <unistd.h>
 
 #include <algorithm>
 #include <cstdint>
@@ -15,7 +16,6 @@
 namespace chumoku {
 namespace {
 
-constexpr size_t kPage = 4096;
 constexpr size_t kHuge = size_t{2} << 20;
 // Idle blocks hold no more than this, and none stays longer than so many results.
 constexpr size_t kMostIdle = size_t{512} << 20;
@@ -62,9 +62,10 @@ struct Shelf {
   }
 };
 
+// Whole pages, whatever their size here.
 size_t rounded(size_t bytes) {
-  size_t unit = bytes < kHuge ? kPage : kHuge;
-  return std::max(unit, (bytes + unit - 1) / unit * unit);
+  static const size_t page = static_cast<size_t>(sysconf(_SC_PAGESIZE));
+  return std::max(page, (bytes + page - 1) / page * page);
 }
 
 // Fresh memory, where huge pages fit, at the begin of one; null when there is none.
@@ -79,7 +80,7 @@ char* map(size_t bytes) {
   if (before > 0) munmap(start, before);
   if (more > before) munmap(start + before + bytes, more - before);
 #ifdef MADV_HUGEPAGE
-  madvise(start + before, bytes, MADV_HUGEPAGE);
+  madvise(start + before, bytes / kHuge * kHuge, MADV_HUGEPAGE);  // no more than is asked for
 #endif
   return start + before;
 }
