@@ -300,11 +300,34 @@ def test_calls_that_find_no_room_are_counted():
     assert len(run) + run.missed == 6
     assert run.missed > 0
     assert len(said) == 2
-    assert "after these not kept" in said[1]
+    assert "no room for 1 call." in said[1]
     assert str(run).startswith(f"Recording: {len(run)} calls, ")
-    assert f"{run.missed} calls after these not kept" in str(run)
+    assert f"no room for {run.missed} calls" in str(run)
     nothing, said = filled(1)
     assert (len(nothing), nothing.missed, nothing.nbytes) == (0, 6, 0)
+
+
+def test_a_call_that_can_never_fit_leaves_the_others_whole():
+    few = LONG[:1, :1]
+    many = np.zeros((1, 1, 100_000, 8), np.float32)
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        with recording(Watch(received=True), inputs=True, budget=400_000) as run:
+            for _ in range(5):
+                attention(few, few, few)
+            attention(few[:, :, :1], many, many)
+            attention(few, few, few)
+    assert [entry.name for entry in run] == [f"attention {i}" for i in (0, 1, 2, 3, 4, 6)]
+    assert (run.stride, run.without_inputs, run.missed) == (1, 0, 1)
+    assert len(said) == 1
+    assert said[0].filename == __file__
+
+
+def test_what_is_kept_is_counted():
+    with recording(Watch(top=1), inputs=True) as run, recording(Watch(top=64)):
+        attention(LONG, LONG, LONG, mask=Causal() | np.ones((64, 64), bool))
+    assert run[0].statistics.top_keys.base is None
+    assert run[0].nbytes == 2 * LONG.nbytes + 64 * 64 + 2 * 4 * 64 * (4 + 4 + 8 + 4)
 
 
 def test_a_recording_in_its_budget_says_nothing_and_gives_nothing_up():

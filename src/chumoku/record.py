@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -28,6 +29,7 @@ from chumoku.statistics import (
     check_facts,
     flatten,
     of_rows,
+    row_facts,
     unflatten,
 )
 
@@ -80,6 +82,14 @@ class Entry:
         """Bytes of the facts, and of the inputs if they are kept."""
         return self._inputs + sum(map(_bytes, flatten(self.statistics).values()))
 
+    @property
+    def _least(self) -> int:
+        """Bytes with one row, and without inputs."""
+        facts = flatten(self.statistics)
+        rows = max(1, len(_rows(self.shape.queries, self.stride)))
+        by_row = sum(_bytes(facts[name]) for name in row_facts(facts))
+        return self.nbytes - self._inputs - by_row + by_row // rows + _BESIDE
+
     def weights(self, rows: Any = None, keys: Any = None) -> Array:
         """Any block of the weights, computed now: (*batch, heads, rows, keys).
 
@@ -119,6 +129,14 @@ def _rows(queries: int, stride: int) -> range:
     return range((queries - 1) % stride, queries, stride)
 
 
+def _depth() -> int:
+    """How many calls above the one that asks the library was called."""
+    frame, depth = sys._getframe(1), 1
+    while frame.f_back and frame.f_globals.get("__name__", "").startswith("chumoku."):
+        frame, depth = frame.f_back, depth + 1
+    return depth
+
+
 def _calls(count: int) -> str:
     return "1 call" if count == 1 else f"{count} calls"
 
@@ -138,9 +156,11 @@ class Recording:
     """What a run saw, call by call, in order, in no more memory than its budget.
 
     When a call would take it beyond, a recording gives up, in this order: inputs, the newest
-    first; every other query of all calls, again and again; the calls that come when there is one
-    query left of each. It warns once for each of the three, `str()` says what is missing, and
-    every fact that is left is exact.
+    first; every other query of all calls, again and again; a call for which there is no room even
+    so. It warns once for each of the three, `str()` says what is missing, and every fact that is
+    left is exact. Arrays count as large as they are, also where they are views of larger ones.
+
+    Facts are the very arrays that the caller of attention() gets, if it watches the same call.
 
     Attributes
     ----------
@@ -154,7 +174,7 @@ class Recording:
     stride : int
         1, or so many queries for each that is kept.
     without_inputs, missed : int
-        Calls whose inputs were given up, and calls that found no room.
+        Calls whose inputs were given up, and calls for which there was no room.
     """
 
     watch: Watch = field(default_factory=Watch)
@@ -165,6 +185,7 @@ class Recording:
     without_inputs: int = 0
     missed: int = 0
     _held: int = field(default=0, init=False, repr=False)
+    _least: int = field(default=0, init=False, repr=False)
 
     def __len__(self) -> int:
         return len(self.entries)
@@ -194,7 +215,7 @@ class Recording:
         if self.stride > 1:
             told.append(f"1 query kept of {self.stride}")
         if self.missed:
-            told.append(f"{_calls(self.missed)} after these not kept")
+            told.append(f"no room for {_calls(self.missed)}")
         return f"Recording: {', '.join(told)}"
 
     @property
@@ -216,32 +237,35 @@ class Recording:
             if self.inputs:
                 size = sum(map(_bytes, inputs))
                 entry = replace(entry, _weights=weights, _inputs=size)
-            self.entries.append(entry._thinned(self.stride))
-            self._held += self.entries[-1].nbytes + _BESIDE
-            if self.budget is not None and self._held > self.budget:
-                self._give_up(self.budget)
+            before = (self.without_inputs, self.stride, self.missed)
+            if self.budget is not None and self._least + entry._least > self.budget:
+                self.missed += 1
+            else:
+                self.entries.append(entry._thinned(self.stride))
+                self._least += entry._least
+                self._held += self.entries[-1].nbytes + _BESIDE
+                if self.budget is not None and self._held > self.budget:
+                    self._give_up(self.budget)
+            self._tell(before)
 
     def _give_up(self, budget: int) -> None:
-        """Come back into the budget."""
-        before = (self.without_inputs, self.stride, self.missed)
-        for at in reversed(range(len(self))):
+        """Come back into the budget, which is enough for one row of each call."""
+        for at in reversed(range(len(self) if self.inputs else 0)):
             if self._held > budget and self.entries[at]._weights is not None:
                 self._held -= self.entries[at]._inputs
                 self.entries[at] = replace(self.entries[at], _weights=None, _inputs=0)
                 self.without_inputs += 1
-        longest = max(entry.shape.queries for entry in self.entries)
-        while self._held > budget and self.stride < longest:
+        while self._held > budget:
             self.stride *= 2
             self.entries[:] = [entry._thinned(self.stride) for entry in self.entries]
             self._held = self.nbytes
-        if self._held > budget:
-            self._held -= self.entries.pop().nbytes + _BESIDE
-            self.missed += 1
-        after = (self.without_inputs, self.stride, self.missed)
-        first = (0, 1, 0)
-        if any(was == none != now for was, none, now in zip(before, first, after, strict=True)):
+
+    def _tell(self, before: tuple[int, int, int]) -> None:
+        """Warn of what is given up for the first time."""
+        now = (self.without_inputs, self.stride, self.missed)
+        if any(old == none != new for old, none, new in zip(before, (0, 1, 0), now, strict=True)):
             cure = "Give recording() a larger budget, or open one for each part of the run."
-            warn(f"{self}. {cure}", RuntimeWarning, stacklevel=4)
+            warn(f"{self}. {cure}", RuntimeWarning, stacklevel=_depth())
 
     def save(self, path: str | PathLike[str]) -> None:
         """Write names, sizes and every fact, bit for bit, into an .npz file without pickle.
@@ -349,7 +373,7 @@ def _loaded(
         made.entries.append(Entry(str(told["name"]), shape, unflatten(facts), stride))
     if by_entry:
         raise ValueError(f"facts of no call: {', '.join(by_entry)[:80]}")
-    made._held = made.nbytes
+    made._held, made._least = made.nbytes, sum(entry._least for entry in made.entries)
     return made
 
 

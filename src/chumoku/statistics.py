@@ -350,10 +350,15 @@ def unflatten(facts: dict[str, Array]) -> Statistics:
     return Statistics(**rest)
 
 
+def row_facts(facts: dict[str, Array]) -> list[str]:
+    """Those of them that are told of each row, and not of a key or of the whole."""
+    return [name for name in facts if not name.startswith(("received", "picture"))]
+
+
 def of_rows(seen: Statistics, places: slice) -> Statistics:
     """The facts of some rows, in memory of their own; facts of keys and pictures as they are."""
     facts = seen.facts()
-    for name in set(facts) - {"received", "received_share", "picture"}:
+    for name in row_facts(facts):
         rest = (slice(None),) if name in _BY_ROW else ()
         # A product is a copy for arrays of every kind, and 1 changes no bit.
         facts[name] = facts[name][(..., places, *rest)] * 1

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import replace
 from functools import partial
 from typing import Any, overload
@@ -162,8 +163,8 @@ def attend(
         whole = query if rank == 2 else guest.spread(query, call.query.shape)
         block = partial(weights, whole, key, kernel=kernel, **options)
         seen = statistics_back(guest, _restrict(statistics, open_one.watch), rank)
-        kept = [a for a in (options["bias"], options["mask"]) if hasattr(a, "dtype")]
-        open_one.add(call.shape, seen, block, [call.query, call.key, *kept])
+        kept = [call.query, call.key, *_arrays_in(list(options.values()))]
+        open_one.add(call.shape, seen, block, kept)
     if exact is not None:
         for name, array in (call.exact or {}).items():
             exact[name] = guest.back(squeeze(array, rank, 2 if name == "output" else 1))
@@ -233,6 +234,17 @@ def _plain(
     return None if output is None else guest.back(output)
 
 
+def _arrays_in(given: Any) -> Iterator[Array]:
+    """All arrays among the options, and inside a mask."""
+    if hasattr(given, "dtype"):
+        yield given
+    elif isinstance(given, (list, tuple)):
+        for one in given:
+            yield from _arrays_in(one)
+    elif isinstance(given, Mask):
+        yield from _arrays_in(list(vars(given).values()))
+
+
 def _restrict(statistics: Statistics, watch: Watch) -> Statistics:
     """Of all that was seen, what this watch asked for."""
     wanted = {
@@ -250,5 +262,7 @@ def _restrict(statistics: Statistics, watch: Watch) -> Statistics:
     facts = {n: f for n, f in statistics.facts().items() if wanted.get(n, True)}
     for name in ("top_keys", "top_weights"):
         if name in facts:
-            facts[name] = facts[name][..., : watch.top]
+            # A copy: a recording must not keep more than it asked for.
+            part = facts[name][..., : watch.top]
+            facts[name] = part if part.shape == facts[name].shape else part.copy()
     return Statistics(**facts)
