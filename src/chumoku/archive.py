@@ -132,6 +132,17 @@ def read_arrays(path: str | PathLike[str]) -> dict[str, NDArray[Any]]:
     return arrays
 
 
+def check_version(path: str | PathLike[str], found: Any, version: int, what: str) -> None:
+    """Refuse a file that tells of no version, None, or of another one than this."""
+    expected = f"{what}, version {version}"
+    if found is None:
+        raise InvalidArgumentError("path", f"{str(path)!r}, of another kind", expected)
+    if found != version:
+        cure = "A later version of chumoku may have written it."
+        got = f"{str(path)!r}, of another version"
+        raise InvalidArgumentError("path", got, expected, cure)
+
+
 def _file(path: object) -> Path:
     if not isinstance(path, (str, PathLike)):
         raise InvalidTypeError("path", type(path).__name__, "a str or a path")

@@ -17,7 +17,7 @@ from warnings import warn
 import numpy as np
 from numpy.typing import NDArray
 
-from chumoku.archive import read_arrays, write_arrays
+from chumoku.archive import check_version, read_arrays, write_arrays
 from chumoku.checks import shown, whole
 from chumoku.errors import InvalidArgumentError, InvalidTypeError, UnavailableError
 from chumoku.mask import Shape
@@ -238,11 +238,12 @@ class Recording:
                 size = sum(map(_bytes, inputs))
                 entry = replace(entry, _weights=weights, _inputs=size)
             before = (self.without_inputs, self.stride, self.missed)
-            if self.budget is not None and self._least + entry._least > self.budget:
+            least = entry._least
+            if self.budget is not None and self._least + least > self.budget:
                 self.missed += 1
             else:
                 self.entries.append(entry._thinned(self.stride))
-                self._least += entry._least
+                self._least += least
                 self._held += self.entries[-1].nbytes + _BESIDE
                 if self.budget is not None and self._held > self.budget:
                     self._give_up(self.budget)
@@ -324,31 +325,32 @@ class Recording:
         """
         arrays = read_arrays(path)
         text = arrays.pop(_FORMAT, None)
-        if text is None:
-            expected = f"a recording that Recording.save wrote, version {_VERSION}"
-            raise InvalidArgumentError("path", f"{str(path)!r}, of another kind", expected)
         try:
-            return _loaded(cls, json.loads(text.tobytes()), arrays)
-        except _Later as later:
-            got = f"{str(path)!r}, of version {later}"
-            cure = "A later version of chumoku may have written it."
-            raise InvalidArgumentError("path", got, f"version {_VERSION}", cure) from None
-        except (ValueError, TypeError, KeyError, RecursionError, OverflowError) as error:
-            got = f"{str(path)!r}, whose parts do not fit together ({str(error)[:160]})"
-            cure = "The file is damaged or was not written by chumoku; save it again."
-            raise InvalidArgumentError("path", got, "a recording", cure) from None
+            about = {"version": None} if text is None else json.loads(text.tobytes())
+            version = about["version"]
+        except _BROKEN as error:
+            raise _broken(path, error) from None
+        check_version(path, version, _VERSION, "a recording that Recording.save wrote")
+        try:
+            return _loaded(cls, about, arrays)
+        except _BROKEN as error:
+            raise _broken(path, error) from None
 
 
-class _Later(Exception):
-    """A file of another version."""
+# All that parts which do not fit together raise; the library's own errors are among them.
+_BROKEN = (ValueError, TypeError, KeyError, RecursionError, OverflowError)
+
+
+def _broken(path: str | PathLike[str], error: Exception) -> InvalidArgumentError:
+    got = f"{str(path)!r}, whose parts do not fit together ({str(error)[:160]})"
+    cure = "The file is damaged or was not written by chumoku; save it again."
+    return InvalidArgumentError("path", got, "a recording", cure)
 
 
 def _loaded(
     kind: type[Recording], about: dict[str, Any], arrays: dict[str, NDArray[Any]]
 ) -> Recording:
     """The recording of a file; ValueError, TypeError or KeyError where its parts do not fit."""
-    if about["version"] != _VERSION:
-        raise _Later(shown(about["version"]))
     made = kind(
         Watch(**about["watch"], groups=arrays.pop("groups", None)),
         budget=None if about["budget"] is None else whole("budget", about["budget"], 1),

@@ -9,7 +9,7 @@ from typing import Any, NoReturn
 import numpy as np
 from numpy.typing import NDArray
 
-from chumoku.archive import read_arrays, write_arrays
+from chumoku.archive import check_version, read_arrays, write_arrays
 from chumoku.checks import flag, is_whole, shown, whole
 from chumoku.errors import InvalidArgumentError, InvalidTypeError, UnavailableError
 
@@ -303,13 +303,8 @@ class Statistics:
         """
         arrays = read_arrays(path)
         version = arrays.pop(_FORMAT, None)
-        expected = f"statistics that Statistics.save wrote, version {_VERSION}"
-        if version is None:
-            raise InvalidArgumentError("path", f"{str(path)!r}, of another kind", expected)
-        if version.shape != () or version != _VERSION:
-            cure = "A later version of chumoku may have written it."
-            got = f"{str(path)!r}, of another version"
-            raise InvalidArgumentError("path", got, expected, cure)
+        number = None if version is None else version.tolist()
+        check_version(path, number, _VERSION, "statistics that Statistics.save wrote")
         check_facts(arrays)
         return unflatten(arrays)
 

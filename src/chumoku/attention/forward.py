@@ -135,16 +135,19 @@ def attention(
         "softcap": softcap,
         "sinks": sinks,
     }
-    output, seen = attend((query, key, value), watch, kernel=kernel, dropout=dropout, **options)
-    return output if watch is None else (output, seen)
+    found = attend((query, key, value), watch, dropout=dropout, kernel=kernel, **options)
+    return found[0] if watch is None else found
 
 
 def attend(
     given: tuple[Array, Array, Array],
     watch: Watch | None,
     exact: dict[str, Array] | None = None,
+    *,
+    dropout: Dropout | None,
+    kernel: str | None = None,
     **options: Any,
-) -> tuple[Array, Statistics]:
+) -> tuple[Array, Statistics | None]:
     """`attention` past its short way; as `Call.exact` says, output and lse before rounding."""
     guest, recordings = guest_of(given[0]), open_recordings()
     query, key, value = given
@@ -153,12 +156,10 @@ def attend(
     for open_one in recordings:
         asked = asked | open_one.watch
     rank = max(array.ndim for array in arrays.values())
-    kernel = options.pop("kernel", None)
-    call = check(guest, arrays, watch=asked, **options)
+    call = check(guest, arrays, dropout=dropout, watch=asked, **options)
     if exact is not None:
         call = replace(call, exact={})
     output, statistics = choose(call, kernel).run(call)
-    del options["dropout"]
     for open_one in recordings:
         whole = query if rank == 2 else guest.spread(query, call.query.shape)
         block = partial(weights, whole, key, kernel=kernel, **options)
@@ -168,8 +169,10 @@ def attend(
     if exact is not None:
         for name, array in (call.exact or {}).items():
             exact[name] = guest.back(squeeze(array, rank, 2 if name == "output" else 1))
-    seen = statistics_back(guest, _restrict(statistics, watch or NOTHING), rank)
-    return guest.back(squeeze(output, rank, 2)), seen
+    result = guest.back(squeeze(output, rank, 2))
+    if watch is None:
+        return result, None
+    return result, statistics_back(guest, _restrict(statistics, watch), rank)
 
 
 def weights(

@@ -41,9 +41,11 @@ Reals = NDArray[Any]
 Ints = NDArray[np.int64]
 
 # A Custom mask is asked for as many scores at a time, and its answers to as many are held as bits.
-LARGE = 2**17  # bytes: smaller results come from malloc
 ASKED_SCORES = 2**20
 HELD_SCORES = 2**27
+
+# Bytes from which on a result gets the memory of one that is gone; smaller ones come from malloc.
+LARGE = 2**17
 
 # Strides of 0 can promise more queries than memory holds; such calls are looked at more closely.
 PLAIN_NUMBERS = 2**32

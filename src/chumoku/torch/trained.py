@@ -60,10 +60,9 @@ class _Trained(torch.autograd.Function):
             output, statistics = attend(
                 (q, k, v), watch, exact, bias=b, sinks=s, **options._asdict()
             )
-            if seen is not None and watch is not None:
+            if seen is not None and statistics is not None:
                 seen.append(statistics)
-                lse = statistics.lse
-                entropy = statistics.entropy if watch.entropy else None
+                lse, entropy = statistics.lse, statistics.facts().get("entropy")
         if exact["output"].dtype == output.dtype:
             exact["output"] = output
         known = (exact["output"], exact["lse"])
