@@ -28,6 +28,7 @@ from chumoku.statistics import (
     as_numpy,
     check_facts,
     flatten,
+    of_heads,
     of_rows,
     row_facts,
     unflatten,
@@ -63,12 +64,15 @@ class Entry:
         Of all queries, or of `rows` where the recording ran out of its budget.
     stride : int
         1, or so many queries for each that was kept.
+    heads : tuple of int or None
+        The heads that were kept, in the order of the facts; None is all.
     """
 
     name: str
     shape: Shape
     statistics: Statistics
     stride: int = 1
+    heads: tuple[int, ...] | None = None
     _weights: Callable[..., Array] | None = field(default=None, repr=False)
     _inputs: int = field(default=0, repr=False)
 
@@ -91,7 +95,7 @@ class Entry:
         return self.nbytes - self._inputs - by_row + by_row // rows + _BESIDE
 
     def weights(self, rows: Any = None, keys: Any = None) -> Array:
-        """Any block of the weights, computed now: (*batch, heads, rows, keys).
+        """Any block of the weights of the heads kept, computed now: (*batch, heads, rows, keys).
 
         Parameters
         ----------
@@ -111,9 +115,10 @@ class Entry:
                 cure="It keeps query and key of each call while its budget lasts, so that blocks"
                 " can be computed later; a saved file has none.",
             )
-        return self._weights(
+        block = self._weights(
             rows=slice(None) if rows is None else rows, keys=slice(None) if keys is None else keys
         )
+        return block if self.heads is None else block[..., list(self.heads), :, :]
 
     def _thinned(self, stride: int) -> Entry:
         """The same call with fewer rows."""
@@ -175,6 +180,10 @@ class Recording:
         1, or so many queries for each that is kept.
     without_inputs, missed : int
         Calls whose inputs were given up, and calls for which there was no room.
+    names : set of str or None
+        The labels of the calls that are noted; None is all.
+    heads : tuple of int or None
+        The heads whose facts are kept; None is all.
     """
 
     watch: Watch = field(default_factory=Watch)
@@ -184,6 +193,8 @@ class Recording:
     stride: int = 1
     without_inputs: int = 0
     missed: int = 0
+    names: frozenset[str] | None = None
+    heads: tuple[int, ...] | None = None
     _held: int = field(default=0, init=False, repr=False)
     _least: int = field(default=0, init=False, repr=False)
 
@@ -233,7 +244,12 @@ class Recording:
         """Note one call; attention() does this. `weights` holds the arrays of `inputs`."""
         with _adding:
             name = _label.get() or f"attention {len(self.entries) + self.missed}"
-            entry = Entry(name, shape, statistics)
+            if self.heads is not None:
+                if self.heads and max(self.heads) >= shape.heads:
+                    expected = f"heads from 0 to {shape.heads - 1}, for {name} has {shape.heads}"
+                    raise InvalidArgumentError("heads", f"head {max(self.heads)}", expected)
+                statistics = of_heads(statistics, self.heads)
+            entry = Entry(name, shape, statistics, heads=self.heads)
             if self.inputs:
                 size = sum(map(_bytes, inputs))
                 entry = replace(entry, _weights=weights, _inputs=size)
@@ -292,7 +308,8 @@ class Recording:
             arrays |= {f"{number}/{name}": fact for name, fact in facts.items()}
             shape = entry.shape
             sizes = [list(map(int, shape.batch)), shape.heads, shape.queries, shape.keys]
-            entries.append({"name": entry.name, "shape": sizes, "stride": entry.stride})
+            told = {"name": entry.name, "shape": sizes, "stride": entry.stride}
+            entries.append(told | {"heads": entry.heads})
         options = ("top", "entropy", "saturation", "distance", "received", "picture")
         about = {
             "version": _VERSION,
@@ -370,9 +387,12 @@ def _loaded(
         facts = by_entry.pop(str(place))
         check_facts(facts)
         # Before Shape, which makes arrays of the batch's shape.
-        _check_sizes(facts, (*batch, heads, len(_rows(queries, stride))), keys)
+        given = told.get("heads")
+        kept = None if given is None else tuple(whole("heads", head, 0) for head in given)
+        there = heads if kept is None else len(kept)
+        _check_sizes(facts, (*batch, there, len(_rows(queries, stride))), keys)
         shape = Shape(batch, heads, queries, keys)
-        made.entries.append(Entry(str(told["name"]), shape, unflatten(facts), stride))
+        made.entries.append(Entry(str(told["name"]), shape, unflatten(facts), stride, kept))
     if by_entry:
         raise ValueError(f"facts of no call: {', '.join(by_entry)[:80]}")
     made._held, made._least = made.nbytes, sum(entry._least for entry in made.entries)
@@ -419,9 +439,26 @@ def recording(
     if budget is not None:
         budget = whole("budget", budget, 1, of="bytes", cure="None is no limit.")
     seen = Recording(Watch() if watch is None else watch, inputs, budget)
+    with opened(seen):
+        yield seen
+
+
+@contextmanager
+def opened(seen: Recording) -> Iterator[None]:
+    """Let the calls inside the block report to a recording."""
     token = _open.set((*_open.get(), seen))
     try:
-        yield seen
+        yield
+    finally:
+        _open.reset(token)
+
+
+@contextmanager
+def silent() -> Iterator[None]:
+    """Let the calls inside the block report to no recording."""
+    token = _open.set(())
+    try:
+        yield
     finally:
         _open.reset(token)
 
@@ -440,4 +477,8 @@ def label(name: str) -> Iterator[None]:
 
 def open_recordings() -> tuple[Recording, ...]:
     """The recordings that the next call reports to."""
-    return _open.get()
+    found = _open.get()
+    if any(run.names is not None for run in found):
+        name = _label.get()
+        return tuple(run for run in found if run.names is None or name in run.names)
+    return found

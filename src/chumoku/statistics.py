@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from os import PathLike
 from typing import Any, NoReturn
@@ -357,6 +358,21 @@ def of_rows(seen: Statistics, places: slice) -> Statistics:
         rest = (slice(None),) if name in _BY_ROW else ()
         # A product is a copy for arrays of every kind, and 1 changes no bit.
         facts[name] = facts[name][(..., places, *rest)] * 1
+    return Statistics(**facts)
+
+
+def of_heads(seen: Statistics, heads: Sequence[int]) -> Statistics:
+    """The facts of some heads, in memory of their own."""
+
+    def chosen(fact: Array, tail: int) -> Array:
+        return fact[(..., list(heads), *(slice(None),) * tail)]
+
+    facts = seen.facts()
+    for name, fact in facts.items():
+        if name == "picture":
+            facts[name] = tuple(chosen(half, 2) for half in fact)
+        else:
+            facts[name] = chosen(fact, 2 if name in _BY_ROW else 1)
     return Statistics(**facts)
 
 

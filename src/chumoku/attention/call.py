@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from itertools import zip_longest
 from math import prod, sqrt
 from typing import Any
@@ -21,6 +22,17 @@ from chumoku.statistics import Array, Statistics, Watch
 REFERENCE_SCORES = 2**22
 
 NOTHING = Watch()
+
+
+@dataclass(frozen=True)
+class Relative:
+    """A bias that depends on the distance of key and query alone, never spread out.
+
+    values (..., heads or 1, queries + keys - 1) are those of key - query from 1 - queries on.
+    """
+
+    values: Array
+
 
 # Sizes whose product is larger could not be counted in 64 bits, in bytes.
 MOST = 2**60
@@ -223,8 +235,13 @@ def _count(sizes: tuple[int, ...]) -> int:
 
 
 def _bias(guest: Guest, bias: Array, dtype: np.dtype[Any], whole: tuple[int, ...]) -> NDArray[Any]:
-    array = guest.array("bias", bias)
+    array = guest.array("bias", bias.values if isinstance(bias, Relative) else bias)
     same_dtype("bias", array, dtype)
+    if isinstance(bias, Relative):
+        *lead, step = array.strides
+        shape = (*array.shape[:-1], *whole[-2:])
+        first = array[..., whole[-2] - 1 :]
+        array = np.lib.stride_tricks.as_strided(first, shape, (*lead, -step, step), writeable=False)
     try:
         return np.broadcast_to(array, whole)
     except ValueError:

@@ -10,6 +10,7 @@ from typing import Any, overload
 from chumoku.arrays import Guest, guest_of
 from chumoku.attention.call import (
     NOTHING,
+    Relative,
     arrays_of,
     check,
     choose,
@@ -244,7 +245,7 @@ def _arrays_in(given: Any) -> Iterator[Array]:
     elif isinstance(given, (list, tuple)):
         for one in given:
             yield from _arrays_in(one)
-    elif isinstance(given, Mask):
+    elif isinstance(given, (Mask, Relative)):
         yield from _arrays_in(list(vars(given).values()))
 
 

@@ -90,7 +90,7 @@ def attention(
             expected="the native kernel",
             cure="Leave kernel= out.",
         )
-    options = options_of(query, bias, sinks, Asked(mask, scale, softcap, dropout))
+    asked = Asked(mask, scale, softcap, dropout)
     if composes:
         if watch is not None:
             raise UnavailableError(
@@ -99,8 +99,17 @@ def attention(
                 expected="one whose gradients are taken with backward() or autograd.grad()",
                 cure="Watch in a call of its own, without gradients.",
             )
-        return composed(query, key, value, options)[0]
-    found = torch.ops.chumoku.attention(query, key, value, *options, *watched(watch))
+        return composed(query, key, value, options_of(query, bias, sinks, asked))[0]
+    return operated(tensors, asked, watch)
+
+
+def operated(
+    tensors: tuple[Any, ...], asked: Asked, watch: Watch | None = None, name: str = ""
+) -> Any:
+    """The call of query, key, value, bias and sinks by the operator; recordings show its name."""
+    query, key, value, bias, sinks = tensors
+    options = options_of(query, bias, sinks, asked)
+    found = torch.ops.chumoku.attention(query, key, value, *options, *watched(watch), name)
     if watch is None:
         return found[0]
     return found[0], statistics_of(found[1:], watch, sinks is not None)

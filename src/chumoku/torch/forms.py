@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -14,10 +15,21 @@ from chumoku.errors import UnavailableError
 from chumoku.mask import Custom, Mask, as_mask
 
 
-def form_of(mask: Mask | Tensor | None, tables: list[Tensor]) -> str:
+@dataclass(frozen=True)
+class Form:
+    """A mask whose numbers are tensors, as masks inside a compiled graph must be."""
+
+    text: str
+    tables: tuple[Tensor, ...]
+
+
+def form_of(mask: Mask | Form | Tensor | None, tables: list[Tensor]) -> str:
     """The text of a mask; its arrays are put into `tables`. torch.compile traces it."""
     if mask is None:
         return ""
+    if isinstance(mask, Form):
+        tables.extend(mask.tables)
+        return mask.text
     if isinstance(mask, Tensor):
         tables.append(mask)
         return "{'mask': 'Cells', 'array': {'table': 0}}"

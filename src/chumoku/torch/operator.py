@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from contextlib import nullcontext
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -13,9 +14,10 @@ from chumoku.attention import attention, attention_backward
 from chumoku.dropout import Dropout
 from chumoku.errors import UnavailableError
 from chumoku.mask import Mask
+from chumoku.record import label
 from chumoku.statistics import Statistics, Watch
 from chumoku.torch.composed import composed
-from chumoku.torch.forms import form_of, mask_of
+from chumoku.torch.forms import Form, form_of, mask_of
 
 _OPTIONS = (
     "Tensor? bias, Tensor? sinks, Tensor[] tables, str form, float scale, float softcap, "
@@ -48,7 +50,7 @@ _WATCH = (
 class Asked(NamedTuple):
     """The options of a call that are no tensors of numbers."""
 
-    mask: Mask | Tensor | None
+    mask: Mask | Form | Tensor | None
     scale: float | None
     softcap: float | None
     dropout: Dropout | None
@@ -56,7 +58,7 @@ class Asked(NamedTuple):
 
 _LIBRARY: Any = torch.library.Library("chumoku", "DEF")  # type: ignore[no-untyped-call]
 _LIBRARY.define(
-    f"attention(Tensor query, Tensor key, Tensor value, {_OPTIONS}, {_WATCH}) -> "
+    f"attention(Tensor query, Tensor key, Tensor value, {_OPTIONS}, {_WATCH}, str name) -> "
     f"({', '.join(['Tensor'] * (1 + len(_FACTS)))})"
 )
 _LIBRARY.define(
@@ -161,9 +163,9 @@ def _options(
 
 
 def _forward(query: Tensor, key: Tensor, value: Tensor, *rest: Any) -> tuple[Tensor, ...]:
-    options, watch = rest[:8], _watch_of(*rest[8:])
+    options, watch, name = rest[:8], _watch_of(*rest[8:-1]), rest[-1]
     call: Any = attention
-    with torch.no_grad():
+    with torch.no_grad(), label(name) if name else nullcontext():
         output, seen = call(query, key, value, watch=watch, **_options(*options))
     facts = seen.facts()
     if watch.picture is not None:
@@ -226,7 +228,7 @@ def _empty_rows(query: Tensor, width: tuple[int, ...], lead: tuple[int, ...] = (
 
 def _fake_forward(query: Tensor, key: Tensor, value: Tensor, *rest: Any) -> tuple[Tensor, ...]:
     sinks = rest[1]
-    top, entropy, saturation, distance, received, groups, *picture = rest[8:]
+    top, entropy, saturation, distance, received, groups, *picture = rest[8:-1]
     rank = max(query.dim(), key.dim(), value.dim())
     shapes_of: Any = torch.broadcast_shapes
     lead = shapes_of(query.shape[:-3], key.shape[:-3], value.shape[:-3])
@@ -283,7 +285,7 @@ def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None
 def _differentiate(ctx: Any, d_output: Tensor | None, *d_facts: Tensor | None) -> tuple[Any, ...]:
     query, key, value, bias, sinks, output, lse, *tables = ctx.saved_tensors
     d_lse, d_entropy = d_facts[0], d_facts[1] if ctx.entropy else None
-    rest = ([None] * len(tables), *(None,) * 13)
+    rest = ([None] * len(tables), *(None,) * 14)
     if d_output is None and d_lse is None and d_entropy is None:
         return *(None,) * 5, *rest
     if d_output is None:

@@ -1,0 +1,194 @@
+"""The mask of a model in transformers, as a value: no queries x keys array is made of it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from transformers import masking_utils
+
+from chumoku.errors import UnavailableError
+from chumoku.huggingface.reading import MaskFunction, Setting, evaluated, read
+from chumoku.mask import Mask
+from chumoku.torch.forms import Form
+
+# Bytes of a mask that a model may have as a tensor, because it computes with it.
+MOST = 2**30
+
+
+class LazyMask:
+    """What stands for the 4-D mask (batch, 1, queries, keys) of a model.
+
+    chumoku's attention takes the mask inside. A model that computes with its mask gets a boolean
+    tensor, as with "sdpa": any operation of PyTorch makes it.
+
+    Attributes
+    ----------
+    mask : Mask, Form or None
+        None: every query sees every key.
+    shape : torch.Size
+    """
+
+    def __init__(self, mask: Mask | Form | None, setting: Setting, device: Any) -> None:
+        self.mask, self._setting = mask, setting
+        self.device = torch.device(device)
+        self.shape = torch.Size((setting.batch, 1, setting.queries, setting.keys))
+
+    dtype = torch.bool
+    ndim = 4
+
+    def dim(self) -> int:
+        return 4
+
+    def size(self, axis: int | None = None) -> Any:
+        return self.shape if axis is None else self.shape[axis]
+
+    def __repr__(self) -> str:
+        return f"LazyMask({self.mask!r}, shape={tuple(self.shape)})"
+
+    def dense(self) -> Tensor:
+        """The boolean tensor; True means may look."""
+        bytes_needed = self.shape.numel()
+        if bytes_needed > MOST:
+            raise UnavailableError(
+                "attention_mask",
+                got=f"a model that computes with its mask of {bytes_needed:,} bytes",
+                expected=f"{MOST:,} bytes at most",
+                cure="Give a shorter text.",
+            )
+        rows, keys = np.arange(self._setting.queries), np.arange(self._setting.keys)
+        shape = self._setting.shape
+        if self.mask is None:
+            return torch.ones(self.shape, dtype=torch.bool, device=self.device)
+        assert isinstance(self.mask, Mask)
+        allowed = np.broadcast_to(self.mask.allowed(shape, rows, keys), self.shape)
+        return torch.from_numpy(np.array(allowed)).to(self.device)
+
+    @classmethod
+    def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        return func(*_bare(args), **{name: _bare(one) for name, one in (kwargs or {}).items()})
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__"):
+            raise AttributeError(name)
+        return getattr(self.dense(), name)
+
+
+def _bare(given: Any) -> Any:
+    if isinstance(given, LazyMask):
+        return given.dense()
+    if isinstance(given, (tuple, list)):
+        return type(given)(map(_bare, given))
+    return given
+
+
+def _computed(name: str) -> Any:
+    def method(self: LazyMask, *others: Any) -> Any:
+        return getattr(self.dense(), name)(*_bare(others))
+
+    return method
+
+
+# Python looks for these in the class.
+for _name in (
+    *("getitem", "len", "iter", "eq", "ne", "invert", "neg", "and", "or", "xor"),
+    *("rand", "ror", "rxor", "add", "radd", "sub", "rsub", "mul", "rmul", "truediv"),
+):
+    setattr(LazyMask, f"__{_name}__", _computed(f"__{_name}__"))
+LazyMask.__hash__ = object.__hash__  # type: ignore[method-assign]
+
+
+def mask_function(
+    batch_size: int,
+    q_length: int,
+    kv_length: int,
+    q_offset: Any = 0,
+    kv_offset: int = 0,
+    mask_function: MaskFunction = masking_utils.causal_mask_function,
+    attention_mask: Tensor | None = None,
+    allow_is_bidirectional_skip: bool = False,
+    use_vmap: bool = False,
+    device: Any = "cpu",
+    **_: Any,
+) -> LazyMask | Tensor | None:
+    """The mask of a model, as AttentionMaskInterface asks for it.
+
+    Parameters
+    ----------
+    batch_size, q_length, kv_length, q_offset, kv_offset : int
+        Sizes, and the positions of the first query and key.
+    mask_function : callable
+        Of batch entry, head, query and key.
+    attention_mask : bool tensor, (batch, positions), optional
+        False is padding.
+    allow_is_bidirectional_skip : bool
+        Whether None may say that every query sees every key.
+    use_vmap : bool
+        Whether the function is written for single numbers.
+
+    Returns
+    -------
+    LazyMask or None
+        Inside torch.compile, where the function cannot be read, a boolean tensor stands for masks
+        other than triangles and padding.
+    """
+    padding = _padding(attention_mask, kv_length, kv_offset)
+    function = mask_function
+    if torch.compiler.is_compiling():
+        setting = Setting(batch_size, q_length, kv_length, 0, kv_offset)
+        return _compiled(function, padding, setting, q_offset, use_vmap, device)
+    if padding is not None:
+        if padding.all():
+            padding = None
+        else:
+            function = masking_utils.and_masks(
+                function, masking_utils.padding_mask_function(padding.cpu())
+            )
+    setting = Setting(batch_size, q_length, kv_length, int(q_offset), kv_offset)
+    mask = read(function, setting, use_vmap)
+    if mask is None and allow_is_bidirectional_skip:
+        return None
+    return LazyMask(mask, setting, device)
+
+
+def _padding(attention_mask: Tensor | None, keys: int, offset: int) -> Tensor | None:
+    """Which positions are no padding; those beyond the given ones are."""
+    if attention_mask is None:
+        return None
+    missing = keys + offset - attention_mask.shape[-1]
+    padding = attention_mask.to(torch.bool)
+    return torch.nn.functional.pad(padding, (0, missing)) if missing > 0 else padding
+
+
+def _compiled(
+    function: MaskFunction,
+    padding: Tensor | None,
+    setting: Setting,
+    q_offset: Any,
+    vmap: bool,
+    device: Any,
+) -> LazyMask | Tensor | None:
+    """A mask inside a graph: positions are tensors, and functions cannot be read."""
+    start = setting.key_offset
+    plain = function is masking_utils.causal_mask_function
+    if plain or function is masking_utils.bidirectional_mask_function:
+        parts, tables = [], []
+        if plain:
+            offset = torch.as_tensor(q_offset, dtype=torch.int64, device=device) - start
+            tables.append(offset.reshape(()))
+            parts.append("{'mask': 'Causal', 'offset': {'table': 0}}")
+        if padding is not None:
+            kept = padding[:, None, None, start : start + setting.keys]
+            parts.append(f"{{'mask': 'Cells', 'array': {{'table': {len(tables)}}}}}")
+            tables.append(kept)
+        if not parts:
+            return None
+        text = f"{{'mask': 'All', 'parts': [{', '.join(parts)}]}}"
+        return LazyMask(Form(text, tuple(tables)), setting, device)
+    if padding is not None:
+        function = masking_utils.and_masks(function, masking_utils.padding_mask_function(padding))
+    batch, head, queries, keys = setting.indices()
+    indices = (batch, head, queries + q_offset, keys)
+    return evaluated(function, tuple(index.to(device) for index in indices), vmap)  # type: ignore[arg-type]

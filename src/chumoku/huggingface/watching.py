@@ -1,0 +1,241 @@
+"""watch(): a model of transformers on chumoku's attention, and what each layer saw."""
+
+from __future__ import annotations
+
+import inspect
+import logging
+import re
+import warnings
+from collections.abc import Iterable, Iterator
+from contextlib import ExitStack, contextmanager
+from fnmatch import fnmatchcase
+from typing import Any
+
+import torch
+from transformers import PreTrainedModel
+
+from chumoku.checks import shown, whole
+from chumoku.errors import InvalidArgumentError, InvalidTypeError, UnavailableError
+from chumoku.huggingface.bias import computed_bias
+from chumoku.huggingface.function import NAME
+from chumoku.record import BUDGET, Recording, opened
+from chumoku.statistics import Watch
+
+IMPLEMENTATION = "chumoku"
+
+_EAGER = 'For these, load the model with attn_implementation="eager" and pass output_attentions=True.'
+
+
+@contextmanager
+def watch(
+    model: PreTrainedModel,
+    watch: Watch | None = None,
+    *,
+    layers: int | str | Iterable[int | str] | None = None,
+    heads: int | Iterable[int] | None = None,
+    inputs: bool = False,
+    budget: int | None = BUDGET,
+) -> Iterator[Recording]:
+    """Run a model of transformers on chumoku's attention and see every layer and head.
+
+    Parameters
+    ----------
+    model : PreTrainedModel
+        Its parts (text, vision, audio) are switched too. After the block all of them have the
+        implementation that they had before.
+    watch : Watch, optional
+        Facts to collect besides lse and max logit.
+    layers : int, str or several, optional
+        Which attention layers to record; all when not given. A number is the layer's, counted
+        from 0, in every stack; text is the name of a module, with * for any part of it. The
+        others run on chumoku too.
+    heads : int or several, optional
+        Which heads to keep.
+    inputs, budget
+        As `chumoku.recording`.
+
+    Yields
+    ------
+    Recording
+        An entry for each call of each layer, under the name of its module.
+
+    Raises
+    ------
+    InvalidTypeError, InvalidArgumentError
+        It is no model of transformers, or has no such layer or head.
+    UnavailableError
+        None of its attention layers can be reached.
+
+    Warns
+    -----
+    RuntimeWarning
+        Some layers cannot be reached; they are named.
+    """
+    if not isinstance(model, PreTrainedModel):
+        cure = "Models of other libraries: chumoku.torch.recording with chumoku.torch.use()."
+        raise InvalidTypeError("model", shown(model), "a model of transformers", cure)
+    if watch is not None and not isinstance(watch, Watch):
+        raise InvalidTypeError("watch", shown(watch), "Watch(top=8, entropy=True, ...)")
+    if budget is not None:
+        budget = whole("budget", budget, 1, of="bytes", cure="None is no limit.")
+    reached, missed = attention_layers(model)
+    run = Recording(Watch() if watch is None else watch, bool(inputs), budget)
+    run.names = None if layers is None else _chosen(layers, list(reached))
+    run.heads = None if heads is None else _heads(heads)
+    with ExitStack() as stack:
+        stack.enter_context(_switched(model))
+        missed |= _unswitched(model)
+        _tell(model, {n: m for n, m in reached.items() if n not in missed}, missed)
+        for name, module in reached.items():
+            stack.enter_context(_named(module, name))
+        stack.enter_context(computed_bias(model))
+        stack.enter_context(opened(run))
+        yield run
+
+
+# Layers
+
+
+def attention_layers(
+    model: torch.nn.Module,
+) -> tuple[dict[str, torch.nn.Module], dict[str, torch.nn.Module]]:
+    """Attention layers by name: those that call the interface, and those that cannot."""
+    reached, others = {}, {}
+    for name, module in model.named_modules():
+        if _calls_interface(type(module)):
+            reached[name] = module
+        elif _is_attention(module):
+            others[name] = module
+    return reached, others
+
+
+def _calls_interface(kind: type) -> bool:
+    """Whether a forward method asks AttentionInterface for its attention."""
+    forward = inspect.unwrap(getattr(kind, "forward", object))
+    code = getattr(forward, "__code__", None)
+    return code is not None and "get_interface" in code.co_names
+
+
+def _is_attention(module: torch.nn.Module) -> bool:
+    """Whether a layer is attention that computes by itself: no other attention is inside it."""
+    if not _called_attention(module):
+        return False
+    inside = list(module.modules())[1:]
+    return any(True for _ in module.parameters()) and not any(
+        _called_attention(part) or _calls_interface(type(part)) for part in inside
+    )
+
+
+def _called_attention(module: torch.nn.Module) -> bool:
+    return re.search(r"Attention|Attn", type(module).__name__) is not None
+
+
+@contextmanager
+def _named(module: torch.nn.Module, name: str) -> Iterator[None]:
+    """Tell a module its name; whoever watches it from outside has named it before."""
+    if NAME in vars(module):
+        yield
+        return
+    setattr(module, NAME, name)
+    try:
+        yield
+    finally:
+        delattr(module, NAME)
+
+
+def _chosen(layers: int | str | Iterable[int | str], names: list[str]) -> frozenset[str]:
+    """The names of the layers meant."""
+    several = [layers] if isinstance(layers, (int, str)) else list(layers)
+    found: set[str] = set()
+    for one in several:
+        if isinstance(one, bool) or not isinstance(one, (int, str)):
+            raise InvalidTypeError("layers", shown(one), "numbers or names of layers")
+        if isinstance(one, int):
+            meant = [name for name in names if str(one) in name.split(".")]
+        else:
+            meant = [name for name in names if fnmatchcase(name, one)]
+        if not meant:
+            raise InvalidArgumentError("layers", shown(one), f"one of: {', '.join(names)}")
+        found.update(meant)
+    return frozenset(found)
+
+
+def _heads(heads: int | Iterable[int]) -> tuple[int, ...]:
+    several = [heads] if isinstance(heads, int) else list(heads)
+    found = tuple(whole("heads", head, 0) for head in several)
+    if not found or len(set(found)) < len(found):
+        raise InvalidArgumentError("heads", shown(several), "different heads, one at least")
+    return found
+
+
+# The switch
+
+
+def _configs(model: torch.nn.Module) -> list[Any]:
+    """The configurations of a model and of all of its parts, each once."""
+    found: dict[int, Any] = {}
+
+    def add(config: Any) -> None:
+        if id(config) not in found:
+            found[id(config)] = config
+            for name in getattr(config, "sub_configs", {}):
+                if getattr(config, name, None) is not None:
+                    add(getattr(config, name))
+
+    for module in model.modules():
+        if isinstance(module, PreTrainedModel):
+            add(module.config)
+    return list(found.values())
+
+
+@contextmanager
+def _switched(model: PreTrainedModel) -> Iterator[None]:
+    """Inside the block every part that can be is on chumoku's attention."""
+    # The public name would switch a configuration's parts with it.
+    before = [(config, config._attn_implementation_internal) for config in _configs(model)]
+    told = logging.getLogger("transformers.modeling_utils")
+    disabled, told.disabled = told.disabled, True  # what it warns of is told by _tell
+    try:
+        model.set_attn_implementation(IMPLEMENTATION)
+    finally:
+        told.disabled = disabled
+    try:
+        yield
+    finally:
+        for config, implementation in before:
+            config._attn_implementation_internal = implementation
+
+
+def _unswitched(model: torch.nn.Module) -> dict[str, torch.nn.Module]:
+    """Layers whose model stayed on its own implementation."""
+    found: dict[str, torch.nn.Module] = {}
+    for name, module in model.named_modules():
+        if not isinstance(module, PreTrainedModel):
+            continue
+        if module.config._attn_implementation != IMPLEMENTATION:
+            reached, _ = attention_layers(module)
+            found |= {f"{name}.{inner}" if name else inner: m for inner, m in reached.items()}
+    return found
+
+
+def _tell(model: PreTrainedModel, reached: dict[str, Any], missed: dict[str, Any]) -> None:
+    """Name the layers that stay unseen."""
+    if not missed and reached:
+        return
+    kinds = sorted({type(module).__name__ for module in missed.values()})
+    names = list(missed)
+    listed = ", ".join(names[:4]) + (f", ... {len(names) - 4} more" if len(names) > 4 else "")
+    what = f"{type(model).__name__}: {listed or 'no layer'} ({', '.join(kinds) or 'no attention'})"
+    if not reached:
+        raise UnavailableError(
+            "model",
+            got=f"{what}, outside of transformers' attention interface",
+            expected="attention layers that can be reached",
+            cure=_EAGER,
+        )
+    warnings.warn(
+        f"chumoku does not reach these attention layers of {what}: they are outside of transformers'"
+        f" attention interface and run as before, unseen. {_EAGER}",
+        RuntimeWarning,
+        stacklevel=4,
+    )
