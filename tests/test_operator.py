@@ -108,7 +108,7 @@ def test_only_what_is_wanted_has_a_gradient():
 def arguments(q, k, v, bias=None, sinks=None, tables=(), form="", watched=False):
     options = (bias, sinks, list(tables), form, 0.5, 0.0, 0.0, 0)
     watch = (2, True, True, True, True, None, 2, 3) if watched else (0, *[False] * 4, None, 0, 0)
-    return q, k, v, *options, *watch
+    return q, k, v, *options, *watch, ""
 
 
 CALLS = {

@@ -60,7 +60,7 @@ def _is_relative(module: torch.nn.Module) -> bool:
     return (
         code is not None
         and bias_code is not None
-        and "position_bias" in code.co_varnames
+        and "position_bias" in code.co_varnames[: code.co_argcount]
         and {"query_length", "key_length", "past_seen_tokens"} <= {*bias_code.co_varnames}
         and hasattr(module, "has_relative_attention_bias")
         and "attention_interface" in code.co_varnames

@@ -10,7 +10,6 @@ from torch import Tensor
 
 from chumoku.attention import attention as plain_attention
 from chumoku.attention.call import Relative
-from chumoku.dropout import Dropout
 from chumoku.errors import InvalidArgumentError, UnavailableError
 from chumoku.huggingface.bias import RelativeBias
 from chumoku.huggingface.masks import LazyMask
@@ -18,9 +17,8 @@ from chumoku.huggingface.views import AttentionView, collected
 from chumoku.mask import Causal, Custom, Mask, Window, as_mask
 from chumoku.record import label
 from chumoku.torch.attention import attention, operated
-from chumoku.torch.forms import Form
+from chumoku.torch.forms import Form, drawn
 from chumoku.torch.operator import Asked
-from chumoku.torch.takeover import drawn_seed
 
 # The name of a module inside the model that is watched.
 NAME = "_chumoku_name"
@@ -93,14 +91,13 @@ def attention_function(
                 expected="attention that chumoku computes",
                 cure='model.set_attn_implementation("eager")',
             )
-    mask, bias = _mask_and_bias(module, query, key, attention_mask, is_causal, sliding_window)
+    mask, own = _mask_and_bias(module, query, key, attention_mask, is_causal, sliding_window)
     if indices is not None:
         selected = _selected(indices, key.shape[-2])
         mask = selected if mask is None else as_mask(mask) & selected
-    bias = _with_position_bias(bias, position_bias, query, key)
+    bias = _with_position_bias(own, position_bias, query, key)
     sinks = None if s_aux is None else s_aux.reshape(-1).to(query.dtype)
-    drop = Dropout(dropout, drawn_seed()) if dropout else None
-    asked = Asked(mask, scaling, softcap, drop)
+    asked = Asked(mask, scaling, softcap, drawn(dropout))
     name = getattr(module, NAME, "")
     if torch.compiler.is_compiling():
         output = operated((query, key, value, bias, sinks), asked, None, name)
@@ -158,10 +155,12 @@ def _with_position_bias(
 ) -> Tensor | Relative | None:
     if isinstance(position, RelativeBias):
         position = position.of(query, key, spread=bias is not None)
-    if position is None or isinstance(position, Relative):
-        return bias if position is None else position
-    position = position.to(query.dtype)
-    return position if bias is None else bias + position
+    if position is None:
+        return bias
+    if isinstance(position, Relative):
+        return position
+    narrow: Tensor = position.to(query.dtype)
+    return narrow if bias is None else bias + narrow
 
 
 def _selected(indices: Tensor, keys: int) -> Mask:

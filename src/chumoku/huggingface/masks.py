@@ -107,7 +107,7 @@ def mask_function(
     q_offset: Any = 0,
     kv_offset: int = 0,
     mask_function: MaskFunction = masking_utils.causal_mask_function,
-    attention_mask: Tensor | None = None,
+    attention_mask: LazyMask | Tensor | None = None,
     allow_is_bidirectional_skip: bool = False,
     use_vmap: bool = False,
     device: Any = "cpu",
@@ -122,7 +122,7 @@ def mask_function(
     mask_function : callable
         Of batch entry, head, query and key.
     attention_mask : bool tensor, (batch, positions), optional
-        False is padding.
+        False is padding. A mask that is made already comes back as it is.
     allow_is_bidirectional_skip : bool
         Whether None may say that every query sees every key.
     use_vmap : bool
@@ -134,6 +134,8 @@ def mask_function(
         Inside torch.compile, where the function cannot be read, a boolean tensor stands for masks
         other than triangles and padding.
     """
+    if isinstance(attention_mask, LazyMask):
+        return attention_mask
     padding = _padding(attention_mask, kv_length, kv_offset)
     function = mask_function
     if torch.compiler.is_compiling():

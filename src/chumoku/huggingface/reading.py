@@ -193,21 +193,20 @@ def _named(name: str) -> Any:
     def reversed_method(self: Any, other: Any) -> Any:
         return _applied(func, (other, self), {})
 
-    return method, reversed_method
+    def alone(self: Any) -> Any:
+        return _applied(func, (self,), {})
+
+    return method, reversed_method, alone
 
 
 for _name in ("add", "sub", "mul", "floordiv", "mod", "and_", "or_", "xor"):
-    _method, _reversed = _named(_name)
+    _method, _reversed, _ = _named(_name)
     setattr(_Noted, f"__{_name.strip('_')}__", _method)
     setattr(_Noted, f"__r{_name.strip('_')}__", _reversed)
 for _name in ("lt", "le", "gt", "ge", "eq", "ne"):
     setattr(_Noted, f"__{_name}__", _named(_name)[0])
 for _name in ("abs", "neg", "invert"):
-    setattr(
-        _Noted,
-        f"__{_name}__",
-        lambda self, func=getattr(operator, _name): _applied(func, (self,), {}),
-    )
+    setattr(_Noted, f"__{_name}__", _named(_name)[2])
 
 # PyTorch's names of the same operations.
 _MEANT: dict[Any, Any] = {
@@ -517,7 +516,7 @@ def _by_place(part: _Ordered, same: _Same) -> _Between | None:
 
 
 def _limited(compare: Any, bound: Ints) -> _Between:
-    """j - i compared with a bound."""
+    """The distance j - i compared with a bound."""
     none = np.full(1, _NO_LIMIT)
     if compare in (operator.le, operator.lt):
         return _Between(-none, bound - (compare is operator.lt))
@@ -551,9 +550,11 @@ def evaluated(
             index.view([-1 if axis == own else 1 for axis in range(4)])
             for own, index in enumerate(flat)
         ]
-        return function(*spread).expand(shape)
+        allowed: Tensor = function(*spread)
+        return allowed.expand(shape)
     for axis in (3, 2, 1, 0):
         function = torch.vmap(function, tuple(0 if axis == own else None for own in range(4)))
     # Inside vmap a tensor is indexed with numbers that have no value yet.
     with torch._dynamo._trace_wrapped_higher_order_op.TransformGetItemToIndex():
-        return function(*flat).expand(shape)
+        allowed = function(*flat)
+        return allowed.expand(shape)

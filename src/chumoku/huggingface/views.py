@@ -107,7 +107,8 @@ class AttentionView:
         for axis, place in ((1, head), (0, batch)):
             if place is not None:
                 block = block.select(axis, place if block.shape[axis] > 1 else 0)
-        return block
+        found: Tensor = block
+        return found
 
     def top(self, k: int) -> tuple[Tensor, Tensor]:
         """The k keys with the largest weights: indices and weights, (batch, heads, queries, k).
@@ -146,9 +147,10 @@ class AttentionView:
         self._check(self.shape)
         key = self._key
         one = torch.eye(key.shape[2], dtype=key.dtype).expand(*key.shape[:2], -1, -1)
-        asked = Asked(*(self._options[name] for name in ("mask", "scale", "softcap")), None)
-        extra = self._options["bias"], self._options["sinks"]
-        return composed(self._query, key, one, options_of(self._query, *extra, asked))[0]
+        given = self._options
+        asked = Asked(given["mask"], given["scale"], given["softcap"], None)
+        options = options_of(self._query, given["bias"], given["sinks"], asked)
+        return composed(self._query, key, one, options)[0]
 
     def numpy(self) -> Any:
         """All weights as a NumPy array."""
@@ -166,11 +168,11 @@ class AttentionView:
         if Ellipsis in places:
             at = places.index(Ellipsis)
             gap = (slice(None),) * (5 - len(places))
-            places = (*places[:at], *gap, *places[at + 1 :])
-        batch, head, queries, keys = (*places, *(slice(None),) * (4 - len(places)))
+            places = places[:at] + gap + places[at + 1 :]
+        batch, head, queries, keys = places + (slice(None),) * (4 - len(places))
         one_batch, one_head = (p if type(p) is int else None for p in (batch, head))
         block = self.block(one_batch, one_head, queries, keys).to(self.dtype)
-        rest = [p for p in (batch, head) if type(p) is not int]
+        rest: list[Any] = [p for p in (batch, head) if type(p) is not int]
         rest += [0 if type(p) is int else slice(None) for p in (queries, keys)]
         return block[tuple(rest)]
 
@@ -238,7 +240,8 @@ class AttentionView:
                 options["sinks"] = options["sinks"][head : head + 1]
         self._check((*query.shape[:2], len(rows), len(keys)))
         with torch.no_grad():
-            return weights(query, key, rows=rows, keys=keys, **{**options, **tensors})
+            block: Tensor = weights(query, key, rows=rows, keys=keys, **{**options, **tensors})
+        return block
 
     def _watched(self, watch: Watch) -> Statistics:
         self._check(())
@@ -289,5 +292,6 @@ AttentionView.__hash__ = object.__hash__  # type: ignore[method-assign]
 
 def collected() -> bool:
     """Whether the call is made for a model that was asked for output_attentions."""
-    found = output_capturing._active_collector.get()
+    collector: Any = output_capturing._active_collector
+    found = collector.get()
     return found is not None and any("attentions" in name for name in found)

@@ -20,10 +20,14 @@ from chumoku.huggingface.bias import computed_bias
 from chumoku.huggingface.function import NAME
 from chumoku.record import BUDGET, Recording, opened
 from chumoku.statistics import Watch
+from chumoku.torch import replace, restore
+from chumoku.torch.record import named
 
 IMPLEMENTATION = "chumoku"
 
-_EAGER = 'For these, load the model with attn_implementation="eager" and pass output_attentions=True.'
+_EAGER = (
+    'For these, load the model with attn_implementation="eager" and pass output_attentions=True.'
+)
 
 
 @contextmanager
@@ -88,6 +92,9 @@ def watch(
         _tell(model, {n: m for n, m in reached.items() if n not in missed}, missed)
         for name, module in reached.items():
             stack.enter_context(_named(module, name))
+        kind: type[torch.nn.Module] = torch.nn.MultiheadAttention
+        plain = {name: module for name, module in reached.items() if type(module) is kind}
+        stack.enter_context(_replaced(plain))
         stack.enter_context(computed_bias(model))
         stack.enter_context(opened(run))
         yield run
@@ -99,10 +106,13 @@ def watch(
 def attention_layers(
     model: torch.nn.Module,
 ) -> tuple[dict[str, torch.nn.Module], dict[str, torch.nn.Module]]:
-    """Attention layers by name: those that call the interface, and those that cannot."""
+    """Attention layers by name: those that can be switched, and those that cannot.
+
+    Those that ask AttentionInterface can, and PyTorch's own, which have a drop-in.
+    """
     reached, others = {}, {}
     for name, module in model.named_modules():
-        if _calls_interface(type(module)):
+        if _calls_interface(type(module)) or type(module) is torch.nn.MultiheadAttention:
             reached[name] = module
         elif _is_attention(module):
             others[name] = module
@@ -141,6 +151,19 @@ def _named(module: torch.nn.Module, name: str) -> Iterator[None]:
         yield
     finally:
         delattr(module, NAME)
+
+
+@contextmanager
+def _replaced(modules: dict[str, torch.nn.Module]) -> Iterator[None]:
+    """Inside the block PyTorch's own attention layers are chumoku's."""
+    for module in modules.values():
+        replace(module)
+    try:
+        with named(modules):
+            yield
+    finally:
+        for module in modules.values():
+            restore(module)
 
 
 def _chosen(layers: int | str | Iterable[int | str], names: list[str]) -> frozenset[str]:
@@ -234,8 +257,8 @@ def _tell(model: PreTrainedModel, reached: dict[str, Any], missed: dict[str, Any
             cure=_EAGER,
         )
     warnings.warn(
-        f"chumoku does not reach these attention layers of {what}: they are outside of transformers'"
-        f" attention interface and run as before, unseen. {_EAGER}",
+        f"chumoku does not reach these attention layers of {what}: they are outside of"
+        f" transformers' attention interface and run as before, unseen. {_EAGER}",
         RuntimeWarning,
         stacklevel=4,
     )

@@ -9,9 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from chumoku.dropout import Dropout
 from chumoku.mask import Shape
-from chumoku.torch.forms import mask_of
+from chumoku.torch.forms import dropout_of, mask_of
 
 
 def composed(
@@ -49,8 +48,8 @@ def composed(
     logs = torch.where(visible, scores - torch.where(none, 0.0, lse)[..., None], 0.0)
     weights = torch.where(visible, torch.exp(logs), 0.0)
     entropy = -(weights * logs).sum(-1)
-    if rate:
-        kept = Dropout(rate, seed).kept(batch, heads, rows, columns)
+    if dropout := dropout_of(rate, seed, tables):
+        kept = dropout.kept(batch, heads, rows, columns)
         weights = weights * torch.from_numpy(np.array(kept)) / (1 - rate)
     output = weights @ v
     if max(query.dim(), key.dim(), value.dim()) == 2:

@@ -1,16 +1,17 @@
-"""Masks as text with their arrays beside it: operators take tensors, numbers and text only."""
+"""Masks and dropout as operators take them: text, tensors and numbers."""
 
 from __future__ import annotations
 
 import ast
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
 import chumoku.mask
+from chumoku.dropout import Dropout
 from chumoku.errors import UnavailableError
 from chumoku.mask import Custom, Mask, as_mask
 
@@ -40,6 +41,37 @@ def mask_of(form: str, tables: list[Tensor]) -> Mask | None:
     """The mask again."""
     mask: Mask | None = _rebuilt(ast.literal_eval(form), tables) if form else None
     return mask
+
+
+# A seed that is the last of the tables.
+IN_TABLES = -1
+
+
+class Drawn(NamedTuple):
+    """Dropout whose seed is drawn inside a compiled graph, where it is no number yet."""
+
+    rate: float
+    seed: Tensor
+
+
+def drawn(rate: float, number: bool = False) -> Any:
+    """Dropout with a seed of PyTorch's own generator, so that torch.manual_seed decides.
+
+    A `Drawn` while compiling, unless the seed must be a number; None for a rate of 0.
+    """
+    if not rate:
+        return None
+    seed = torch.randint(2**63 - 1, (), dtype=torch.int64)
+    if torch.compiler.is_compiling() and not number:
+        return Drawn(rate, seed)
+    return Dropout(rate, int(seed))
+
+
+def dropout_of(rate: float, seed: int, tables: list[Tensor]) -> Dropout | None:
+    """The dropout again."""
+    if not rate:
+        return None
+    return Dropout(rate, int(tables[-1]) if seed == IN_TABLES else seed)
 
 
 def _text(given: Any, tables: list[Tensor]) -> str:

@@ -9,13 +9,12 @@ from torch import Tensor
 from torch.nn import functional
 
 from chumoku.attention import weights
-from chumoku.dropout import Dropout
 from chumoku.errors import InvalidArgumentError
 from chumoku.mask import Causal
 from chumoku.statistics import Watch
 from chumoku.torch.attention import attention
 from chumoku.torch.composed import composed_weights
-from chumoku.torch.takeover import drawn_seed
+from chumoku.torch.forms import drawn
 
 
 class MultiheadAttention(torch.nn.MultiheadAttention):
@@ -81,7 +80,7 @@ class MultiheadAttention(torch.nn.MultiheadAttention):
         options = self._masks(q, k, None if hint else attn_mask, key_padding_mask)
         if hint:
             options["mask"] = Causal(0)
-        dropout = Dropout(self.dropout, drawn_seed()) if self.training and self.dropout else None
+        dropout = drawn(self.dropout, number=need_weights) if self.training else None
         found = attention(q, k, v, **options, dropout=dropout, watch=watch)
         output, seen = found if watch is not None else (found, None)
         output = self.out_proj(output.transpose(-3, -2).flatten(-2))
@@ -162,7 +161,7 @@ def _first(seen: Any) -> Any:
     return type(seen)(**facts)
 
 
-def _weights(q: Tensor, k: Tensor, options: dict[str, Any], dropout: Dropout | None) -> Tensor:
+def _weights(q: Tensor, k: Tensor, options: dict[str, Any], dropout: Any) -> Tensor:
     """The matrix, dropped where dropout dropped."""
     apply: Any = _Matrix.apply
     matrix: Tensor = apply(q, k, options.get("bias"), options.get("mask")).to(q.dtype)
@@ -171,7 +170,8 @@ def _weights(q: Tensor, k: Tensor, options: dict[str, Any], dropout: Dropout | N
     kept = dropout.kept(
         tuple(q.shape[:1]), q.shape[1], *(torch.arange(x.shape[-2]).numpy() for x in (q, k))
     )
-    return matrix * torch.from_numpy(kept) / (1 - dropout.rate)
+    dropped: Tensor = matrix * torch.from_numpy(kept) / (1 - dropout.rate)
+    return dropped
 
 
 class _Matrix(torch.autograd.Function):

@@ -17,7 +17,7 @@ from chumoku.mask import Mask
 from chumoku.record import label
 from chumoku.statistics import Statistics, Watch
 from chumoku.torch.composed import composed
-from chumoku.torch.forms import Form, form_of, mask_of
+from chumoku.torch.forms import IN_TABLES, Drawn, Form, dropout_of, form_of, mask_of
 
 _OPTIONS = (
     "Tensor? bias, Tensor? sinks, Tensor[] tables, str form, float scale, float softcap, "
@@ -53,7 +53,7 @@ class Asked(NamedTuple):
     mask: Mask | Form | Tensor | None
     scale: float | None
     softcap: float | None
-    dropout: Dropout | None
+    dropout: Dropout | Drawn | None
 
 
 _LIBRARY: Any = torch.library.Library("chumoku", "DEF")  # type: ignore[no-untyped-call]
@@ -138,7 +138,11 @@ def options_of(
     tables: list[Tensor] = []
     form = form_of(asked.mask, tables)
     scale = 1 / math.sqrt(query.shape[-1]) if asked.scale is None else asked.scale
-    dropout = (0.0, 0) if asked.dropout is None else (asked.dropout.rate, asked.dropout.seed)
+    if isinstance(asked.dropout, Drawn):
+        tables.append(asked.dropout.seed)
+        dropout = (asked.dropout.rate, IN_TABLES)
+    else:
+        dropout = (0.0, 0) if asked.dropout is None else (asked.dropout.rate, asked.dropout.seed)
     return bias, sinks, tables, form, scale, asked.softcap or 0.0, *dropout
 
 
@@ -158,7 +162,7 @@ def _options(
         "mask": mask_of(form, tables),
         "scale": scale,
         "softcap": softcap or None,
-        "dropout": Dropout(rate, seed) if rate else None,
+        "dropout": dropout_of(rate, seed, tables),
     }
 
 

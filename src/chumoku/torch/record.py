@@ -41,6 +41,14 @@ def recording(
     if not isinstance(model, torch.nn.Module):
         raise InvalidTypeError("model", shown(model), "a torch.nn.Module")
     model = getattr(model, "_orig_mod", model)
+    modules = {name: module for name, module in model.named_modules() if name}
+    with named(modules), plain_recording(watch, inputs=inputs, budget=budget) as run:
+        yield run
+
+
+@contextmanager
+def named(modules: dict[str, torch.nn.Module]) -> Iterator[None]:
+    """Inside the block calls are labelled with the innermost of these modules around them."""
     inside: list[tuple[str, AbstractContextManager[None]]] = []
 
     # Compilers trace the hooks, one of which may then run without the other.
@@ -60,8 +68,7 @@ def recording(
         return hook
 
     with ExitStack() as stack:
-        for name, module in model.named_modules():
-            if name:
-                stack.enter_context(module.register_forward_pre_hook(enter(name)))
-                stack.enter_context(module.register_forward_hook(leave(name), always_call=True))
-        yield stack.enter_context(plain_recording(watch, inputs=inputs, budget=budget))
+        for name, module in modules.items():
+            stack.enter_context(module.register_forward_pre_hook(enter(name)))
+            stack.enter_context(module.register_forward_hook(leave(name), always_call=True))
+        yield

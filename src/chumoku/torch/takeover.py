@@ -9,10 +9,10 @@ import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-from chumoku.dropout import Dropout
 from chumoku.errors import ChumokuError
 from chumoku.mask import Causal, as_mask
 from chumoku.torch.attention import attention
+from chumoku.torch.forms import drawn
 
 _THEIRS = torch.nn.functional.scaled_dot_product_attention
 
@@ -85,12 +85,5 @@ def serve(
         options["mask" if attn_mask.dtype == torch.bool else "bias"] = attn_mask
     if is_causal:
         options["mask"] = as_mask(options["mask"]) & Causal(0) if "mask" in options else Causal(0)
-    if dropout_p:
-        options["dropout"] = Dropout(dropout_p, drawn_seed())
-    output: Tensor = attention(query, key, value, **options)
+    output: Tensor = attention(query, key, value, dropout=drawn(dropout_p), **options)
     return output
-
-
-def drawn_seed() -> int:
-    """A seed from PyTorch's own generator, so that torch.manual_seed decides what is dropped."""
-    return int(torch.randint(2**63 - 1, (), dtype=torch.int64))
