@@ -122,7 +122,10 @@ def test_a_lost_setting_is_noticed(name: str, setting: str) -> None:
     architecture = BY_NAME[name]
     found = compared(architecture, torch.float32, "right")
     other = Architecture(
-        **{**vars(architecture), "config": architecture.config | {setting: architecture.settings[setting]}}
+        **{
+            **vars(architecture),
+            "config": architecture.config | {setting: architecture.settings[setting]},
+        }
     )
     model = other.build()
     with chumoku.huggingface.watch(model):
@@ -301,7 +304,9 @@ is noticed in each of them.
 
 
 def test_the_table_is_written_anew() -> None:
-    names = [line.split("|")[1].strip() for line in DOCS.read_text().splitlines() if line[:1] == "|"]
+    names = [
+        line.split("|")[1].strip() for line in DOCS.read_text().splitlines() if line[:1] == "|"
+    ]
     assert names[2:] == list(BY_NAME)
 
 

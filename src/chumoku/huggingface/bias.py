@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator
+from contextlib import ExitStack, contextmanager
+from inspect import signature
 from typing import Any
 
 import torch
@@ -39,37 +40,28 @@ class RelativeBias:
 
 
 @contextmanager
-def computed_bias(model: torch.nn.Module) -> Iterator[None]:
-    """Inside the block the attention layers of T5 and its like store no bias."""
-    handles = [
-        module.register_forward_pre_hook(_hand_over, with_kwargs=True)
-        for module in model.modules()
-        if _is_relative(module)
-    ]
-    try:
+def computed_bias(layers: Iterable[torch.nn.Module]) -> Iterator[None]:
+    """Inside the block those of the layers that are T5's, or like them, store no bias."""
+    with ExitStack() as stack:
+        for layer in filter(_is_relative, layers):
+            stack.enter_context(layer.register_forward_pre_hook(_hand_over, with_kwargs=True))
         yield
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
-def _is_relative(module: torch.nn.Module) -> bool:
+def _is_relative(layer: torch.nn.Module) -> bool:
     """Whether a layer takes position_bias, and makes it as T5 does when there is none."""
-    code = getattr(type(module).forward, "__code__", None)
-    bias_code = getattr(getattr(type(module), "compute_bias", None), "__code__", None)
+    compute = getattr(layer, "compute_bias", None)
     return (
-        code is not None
-        and bias_code is not None
-        and "position_bias" in code.co_varnames[: code.co_argcount]
-        and {"query_length", "key_length", "past_seen_tokens"} <= {*bias_code.co_varnames}
-        and hasattr(module, "has_relative_attention_bias")
-        and "attention_interface" in code.co_varnames
+        compute is not None
+        and hasattr(layer, "has_relative_attention_bias")
+        and "position_bias" in signature(layer.forward).parameters
+        and {"query_length", "key_length", "past_seen_tokens"} <= {*signature(compute).parameters}
     )
 
 
-def _hand_over(module: Any, given: tuple[Any, ...], named: dict[str, Any]) -> Any:
+def _hand_over(layer: Any, given: tuple[Any, ...], named: dict[str, Any]) -> Any:
     if torch.compiler.is_compiling() or len(given) > 1 or named.get("position_bias") is not None:
         return None
     cache = named.get("past_key_values")
-    past = cache.get_seq_length(module.layer_idx) if cache is not None else 0
-    return given, {**named, "position_bias": RelativeBias(module, int(past))}
+    past = cache.get_seq_length(layer.layer_idx) if cache is not None else 0
+    return given, {**named, "position_bias": RelativeBias(layer, int(past))}

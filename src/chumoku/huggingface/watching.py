@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel
 
-from chumoku.checks import shown, whole
+from chumoku.checks import flag, shown, whole
 from chumoku.errors import InvalidArgumentError, InvalidTypeError, UnavailableError
 from chumoku.huggingface.bias import computed_bias
 from chumoku.huggingface.function import NAME
@@ -83,7 +83,7 @@ def watch(
     if budget is not None:
         budget = whole("budget", budget, 1, of="bytes", cure="None is no limit.")
     reached, missed = attention_layers(model)
-    run = Recording(Watch() if watch is None else watch, bool(inputs), budget)
+    run = Recording(Watch() if watch is None else watch, flag("inputs", inputs), budget)
     run.names = None if layers is None else _chosen(layers, list(reached))
     run.heads = None if heads is None else _heads(heads)
     with ExitStack() as stack:
@@ -95,7 +95,7 @@ def watch(
         kind: type[torch.nn.Module] = torch.nn.MultiheadAttention
         plain = {name: module for name, module in reached.items() if type(module) is kind}
         stack.enter_context(_replaced(plain))
-        stack.enter_context(computed_bias(model))
+        stack.enter_context(computed_bias(reached.values()))
         stack.enter_context(opened(run))
         yield run
 
