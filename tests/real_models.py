@@ -187,35 +187,66 @@ def smollm2() -> tuple[Any, Any]:
     Its file of 4-bit weights is converted once, in half a minute, and kept as float32 in the
     folder CHUMOKU_CACHE, or .venv/cache.
     """
-    file = packaged(*SMOLLM2)
-    caches = Path(os.environ.get("CHUMOKU_CACHE") or ROOT / ".venv" / "cache")
-    folder = caches / f"smollm2-{SMOLLM2[2][:16]}-{transformers.__version__}"
-    if not folder.exists():
-        _convert_gguf(file, folder)
+    kept = folder_of("SmolLM2-135M")
     model = transformers.LlamaForCausalLM.from_pretrained(
-        folder, dtype=torch.float32, attn_implementation="eager"
+        kept, dtype=torch.float32, attn_implementation="eager"
     )
-    return model, transformers.AutoTokenizer.from_pretrained(folder)
+    return model, transformers.AutoTokenizer.from_pretrained(kept)
 
 
-def _convert_gguf(file: Path, folder: Path) -> None:
-    """Write a GGUF file as a folder that transformers loads; all of it or nothing."""
-    source = {"pretrained_model_name_or_path": file.parent, "gguf_file": file.name}
-    read = transformers.LlamaForCausalLM.from_pretrained(**source, dtype=torch.float32)
-    del read.config.quantization_config  # with it transformers refuses to save
-    model = transformers.LlamaForCausalLM(read.config)
-    model.load_state_dict(read.state_dict())
+def folder_of(name: str) -> Path:
+    """A folder of that name with the model in it, as `chumoku look --model` takes it.
+
+    One of SmolLM2-135M, whisper-tiny.en and dinov2-small; written when it is asked for first.
+    """
+    source, write = _FOLDERS[name]
+    file = packaged(*source)
+    caches = Path(os.environ.get("CHUMOKU_CACHE") or ROOT / ".venv" / "cache")
+    folder = caches / f"{source[2][:16]}-{transformers.__version__}" / name
+    if folder.exists():
+        return folder
     folder.parent.mkdir(parents=True, exist_ok=True)
-    part = Path(mkdtemp(dir=folder.parent, prefix=f"{folder.name}."))
+    part = Path(mkdtemp(dir=folder.parent))
     try:
-        model.save_pretrained(part)
-        transformers.AutoTokenizer.from_pretrained(**source).save_pretrained(part)
+        write(file, part)
         part.rename(folder)
     except OSError:
         if not folder.exists():  # nobody was faster
             raise
     finally:
         shutil.rmtree(part, ignore_errors=True)
+    return folder
+
+
+def _write_smollm2(file: Path, folder: Path) -> None:
+    source = {"pretrained_model_name_or_path": file.parent, "gguf_file": file.name}
+    read = transformers.LlamaForCausalLM.from_pretrained(**source, dtype=torch.float32)
+    del read.config.quantization_config  # with it transformers refuses to save
+    model = transformers.LlamaForCausalLM(read.config)
+    model.load_state_dict(read.state_dict())
+    model.save_pretrained(folder)
+    transformers.AutoTokenizer.from_pretrained(**source).save_pretrained(folder)
+
+
+def _write_whisper(file: Path, folder: Path) -> None:
+    for part in whisper():
+        part.save_pretrained(folder)
+
+
+def _write_dinov2(file: Path, folder: Path) -> None:
+    dinov2().save_pretrained(folder)
+    size = {"height": 224, "width": 224}
+    prepared = {"size": {"shortest_edge": 224}, "crop_size": size, "do_center_crop": True}
+    prepared |= {"image_processor_type": "BitImageProcessor"}
+    prepared |= {"image_mean": [0.485, 0.456, 0.406], "image_std": [0.229, 0.224, 0.225]}
+    (folder / "preprocessor_config.json").write_text(json.dumps(prepared))
+
+
+_FOLDERS: dict[str, Any] = {
+    "SmolLM2-135M": (SMOLLM2, _write_smollm2),
+    "whisper-tiny.en": (WHISPER, _write_whisper),
+    "dinov2-small": (DINOV2, _write_dinov2),
+}
 
 
 @cache

@@ -438,7 +438,7 @@ def test_a_budget_for_tensors(view, monkeypatch):
 
 def test_rows_of_a_long_text():
     length = 30_000
-    query, key, value = tensors(
+    query, key, _ = tensors(
         queries=length, keys=length, heads=2, kv_heads=1, width=4, value_width=4
     )
     view = AttentionView(
@@ -734,9 +734,9 @@ def bloom():
 
 
 def test_a_model_outside_the_interface_is_refused():
-    with pytest.raises(UnavailableError, match=r"h\.0\.self_attention, .*BloomAttention.*eager"):
-        with watch(bloom()):
-            pass
+    match = r"h\.0\.self_attention, .*BloomAttention.*eager"
+    with pytest.raises(UnavailableError, match=match), watch(bloom()):
+        pass
 
 
 def test_a_part_outside_the_interface_is_named():
@@ -750,11 +750,9 @@ def test_a_part_outside_the_interface_is_named():
             self.outside = bloom()
 
     model = Both(BY_NAME["llama"].build().config)
-    with pytest.warns(
-        RuntimeWarning, match=r"outside\.h\.0\.self_attention.*BloomAttention.*eager"
-    ):
-        with watch(model) as run:
-            model.inside(**BY_NAME["llama"].given())
+    match = r"outside\.h\.0\.self_attention.*BloomAttention.*eager"
+    with pytest.warns(RuntimeWarning, match=match), watch(model) as run:
+        model.inside(**BY_NAME["llama"].given())
     assert len(run) == 2
 
 

@@ -1,9 +1,7 @@
 """What five real models look at, by each implementation of attention that transformers is given."""
 
 from collections.abc import Callable
-from copy import copy
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -13,6 +11,7 @@ import torch
 from numpy.typing import NDArray
 from real_models import Missing, computed_by, look, weights
 
+import chumoku.huggingface  # noqa: F401  it registers "chumoku"
 from chumoku.models import default_model
 
 ENGLISH = (
@@ -22,7 +21,7 @@ ENGLISH = (
 JAPANESE = "その猫は可愛い"
 
 
-@pytest.fixture(params=["eager"])
+@pytest.fixture(params=["eager", "chumoku"])
 def implementation(request: pytest.FixtureRequest) -> str:
     return request.param
 
@@ -185,23 +184,17 @@ def test_smollm2_looks_at_the_first_token(implementation: str, text: str) -> Non
 def test_an_interrupted_conversion_leaves_no_folder(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    def full(*_: object) -> None:
+    def full(file: Path, folder: Path) -> None:
+        (folder / "half").write_text("written")
         raise OSError("no space left")
 
-    model, _ = real(real_models.smollm2)
-    config = copy(model.config)
-    config.quantization_config = {}
-    read = SimpleNamespace(config=config, state_dict=model.state_dict)
-    kind = real_models.transformers.LlamaForCausalLM
-    monkeypatch.setattr(
-        kind,
-        "from_pretrained",
-        lambda *_, **__: read,
-    )
-    monkeypatch.setattr(kind, "save_pretrained", full)
+    real(lambda: real_models.installed(real_models.SMOLLM2[0]))
+    monkeypatch.setenv("CHUMOKU_CACHE", str(tmp_path))
+    monkeypatch.setitem(real_models._FOLDERS, "SmolLM2-135M", (real_models.SMOLLM2, full))
     with pytest.raises(OSError, match="no space left"):
-        real_models._convert_gguf(tmp_path / "x.gguf", tmp_path / "cache" / "x")
-    assert list((tmp_path / "cache").iterdir()) == []
+        real_models.folder_of("SmolLM2-135M")
+    (cache,) = tmp_path.iterdir()
+    assert list(cache.iterdir()) == []
 
 
 # ViT: DINOv2

@@ -8,7 +8,8 @@ import pytest
 
 from chumoku.models import Encoder, encoder
 from chumoku.tokens import Unigram
-from chumoku.view.scene import among_words, explanation, row, scene, to_json
+from chumoku.view.explanation import explanation
+from chumoku.view.scene import among_words, row, scene, to_json
 
 SIZES = {
     "hidden_size": 24,

@@ -11,6 +11,7 @@ from chumoku import heads as roles
 from chumoku import trap as traps
 from chumoku.errors import UnavailableError
 from chumoku.tokens import Token
+from chumoku.view.explanation import explanation
 from chumoku.view.scene import (
     Gaze,
     HeadsScene,
@@ -18,7 +19,6 @@ from chumoku.view.scene import (
     Scene,
     Sink,
     TrapScene,
-    explanation,
     gaze,
     model_of,
     scene,

@@ -264,12 +264,19 @@ def test_the_score_is_that_of_a_slow_loop() -> None:
         assert entry.by_offset.right == scored[:, rules + offset].sum()
         assert entry.by_head.low <= entry.by_head.accuracy <= entry.by_head.high
         assert entry.chance == pytest.approx(np.mean(slow.chance[entry.name, entry.looks_at, 1]))
-        difference: dict[int, int] = {}
-        for number, row in slow.right[entry.name, entry.looks_at, 1]:
-            more = int(row[best]) - int(row[rules + offset])
-            difference[number] = difference.get(number, 0) + more
-        assert entry.ahead == sum(d > 0 for d in difference.values())
-        assert entry.behind == sum(d < 0 for d in difference.values())
+        late = int(scored[:, rules:].sum(axis=0).argmax())
+        assert entry.hindsight == found.offsets[late]
+        assert entry.by_hindsight.right == scored[:, rules + late].sum() >= entry.by_offset.right
+        for rival, p in ((offset, entry.p), (late, entry.p_hindsight)):
+            difference: dict[int, int] = {}
+            for number, row in slow.right[entry.name, entry.looks_at, 1]:
+                more = int(row[best]) - int(row[rules + rival])
+                difference[number] = difference.get(number, 0) + more
+            ahead = sum(d > 0 for d in difference.values())
+            behind = sum(d < 0 for d in difference.values())
+            assert p == _sign_test(ahead, behind)
+            if rival == offset:
+                assert (entry.ahead, entry.behind) == (ahead, behind)
 
 
 def planted(where: Callable[[int], bool], count: int = 400) -> tuple[Fake, list[Sentence]]:
@@ -329,6 +336,26 @@ def test_noise_beats_nothing() -> None:
     # Of so many maps 0.4 may say "head" or "offset" once; these say it once.
     assert sum(counts["head"] + counts["offset"] for counts in said) <= 1
     assert sum(counts["even"] for counts in said) >= 8 * 2 * len(NAMES) - 1
+
+
+def test_an_offset_that_was_badly_chosen_makes_no_head_look_good() -> None:
+    """L1H2 looks at the next word, which is the governor in the half that is scored only."""
+    tokens = pieces(*((2 * n, 2 * n + 1) for n in range(4)))
+    layers = np.full((LAYERS, HEADS, 6, 6), 1.0)
+    layers[1, 2] += np.eye(6, k=1)
+    layers[1, 2, 4, 3] = 9.0
+    spans = tuple((2 * n, 2 * n + 1) for n in range(4))
+    sentences = [
+        Sentence("a b c d", tuple("abcd"), governors, ("x",) * 4, spans)
+        for governors in ((-1, 0, 1, 2), (1, 2, 3, -1)) * 40
+    ]
+    # With nothing else to choose on the half where all look backward, the head is chosen by hand.
+    looking = treebank(Fake({"a b c d": Seen(tokens, layers[1:, 2:])}), sentences)
+    entry = looking.at("x")
+    assert (entry.offset, entry.hindsight) == (-1, 1)
+    assert entry.by_head.right == entry.by_hindsight.right == 120 > entry.by_offset.right
+    assert entry.p < 1e-9 and entry.p_hindsight == 1.0
+    assert entry.verdict == "even"
 
 
 def test_the_sign_test_is_exact() -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from os import PathLike
 from pathlib import Path
 from typing import Any, Protocol
@@ -258,6 +258,17 @@ class JsonTokenizer:
             raise InvalidArgumentError(
                 "tokenizer.json", f"{str(file)!r} ({error})", "a file of the package tokenizers"
             ) from error
+        self._settle()
+
+    @classmethod
+    def of(cls, inner: Any) -> JsonTokenizer:
+        """A copy of a tokenizer of the package `tokenizers` that is there already."""
+        made = cls.__new__(cls)
+        made._inner = type(inner).from_str(inner.to_str())
+        made._settle()
+        return made
+
+    def _settle(self) -> None:
         self._inner.no_truncation()
         self._inner.no_padding()
         named = getattr(self._inner.model, "unk_token", None)
@@ -291,6 +302,31 @@ class JsonTokenizer:
         read = iter(_readable(text, marks, self._unknown, self._unknown_piece))
         tokens = [_special(id, piece) if special else next(read) for id, piece, _, special in rows]
         return tuple(tokens), cut
+
+
+def joined(text: str, tokens: Sequence[Token]) -> tuple[tuple[Token, ...], list[list[int]]]:
+    """Tokens that share characters as one: the bytes of a character that has no token of its own.
+
+    Returns
+    -------
+    tokens : tuple of Token
+        With the id and piece of the first of those that were joined.
+    groups : list of list of int
+        Which of the tokens given each of them is made of.
+    """
+    found: list[Token] = []
+    groups: list[list[int]] = []
+    for place, token in enumerate(tokens):
+        before = found[-1] if found else None
+        if before and not (token.special or before.special) and token.start < before.end:
+            end = max(before.end, token.end)
+            shown = readable(text[before.start : end])
+            found[-1] = replace(before, text=shown, end=end)
+            groups[-1].append(place)
+        else:
+            found.append(token)
+            groups.append([place])
+    return tuple(found), groups
 
 
 @dataclass(frozen=True, slots=True)
@@ -346,14 +382,14 @@ def _readable(
         shared = mark.start < before or after < mark.end
         plain = mark.piece.replace(_SPACE, " ").removeprefix("##").strip()
         typed = text[mark.start : mark.end].strip()
-        shown = _visible(plain if shared else typed)
+        shown = readable(plain if shared else typed)
         missing = mark.id == unknown
         piece = unknown_piece if missing else mark.piece
         tokens.append(Token(shown, mark.id, mark.start, mark.end, False, piece, missing))
     return tokens
 
 
-def _visible(text: str) -> str:
+def readable(text: str) -> str:
     """A text that can be shown alone: nothing that moves the cursor, something to be seen."""
     kept = "".join(
         c for c in text if c in _JOINERS or category(c) not in ("Cc", "Cf", "Cs", "Zl", "Zp")

@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from chumoku.cli import given
+from chumoku.cli.opening import encoder as encoder_of
 from chumoku.cli.parser import Parser, whole
 from chumoku.cli.shown import show
-from chumoku.view.scene import explanation
+from chumoku.view.explanation import explanation
+from chumoku.view.scene import model_of
 from chumoku.view.terminal import explain
 
 EXAMPLES = (
@@ -28,8 +30,8 @@ def run(arguments: Sequence[str], lang: str) -> int:
     options = parser.read(arguments)
     given.check_pair(options.layer, options.head, lang)
     text = given.text(options.text, "explain", lang)
-    encoder = given.model(options.model)
-    given.check_head(encoder, options.layer, options.head, lang)
+    encoder = encoder_of(options.model, lang)
+    given.check_head(model_of(encoder), options.layer, options.head, lang)
     encoding = encoder.encode(text)
     if options.query is None:
         query = next((i for i, token in enumerate(encoding.tokens) if not token.special), 0)

@@ -12,8 +12,8 @@ from chumoku.cli.parser import Problem, Usage
 from chumoku.words import say
 
 if TYPE_CHECKING:
-    from chumoku.models import Encoder
     from chumoku.tokens import Token
+    from chumoku.view.scene import Model
 
 # One word that ends like a text file or starts like a path is a file name, there or not.
 _FILE_NAME = re.compile(
@@ -51,34 +51,39 @@ def one(argument: str | None, command: str, lang: str) -> tuple[str, bool]:
     if os.path.isdir(argument):
         raise Problem(say("error.folder", lang, path=argument, command=command))
     if os.path.exists(argument):
-        source = say("source.file", lang, path=argument)
-        try:
-            with open(argument, "rb") as file:
-                content = file.read()
-        except OSError as error:
-            reason = error.strerror or str(error)
-            raise Problem(say("error.unreadable", lang, path=argument, reason=reason)) from None
-        return _checked(_decoded(content, source, lang), source, lang), True
+        return _file(argument, lang), True
     if _FILE_NAME.fullmatch(argument):
         raise Problem(say("error.no_file", lang, path=argument, command=command))
     return _checked(argument, say("source.argument", lang), lang), False
 
 
-def model(path: str | None) -> Encoder:
-    """The default model, or that of a folder."""
-    from chumoku.models import load_model
+def treebank(path: str, lang: str) -> str:
+    """The content of a treebank's file."""
+    if os.path.isdir(path):
+        raise Problem(say("error.treebank_folder", lang, path=path))
+    if not os.path.exists(path):
+        raise Problem(say("error.no_treebank", lang, path=path))
+    return _file(path, lang)
 
-    return load_model(path)
+
+def medium(arguments: Sequence[str], lang: str) -> str:
+    """The one file that a model of sounds or images is given."""
+    if len(arguments) != 1:
+        raise Usage(say("usage.one_file", lang))
+    path = arguments[0]
+    if not os.path.isfile(path):
+        raise Problem(say("error.no_medium", lang, path=path))
+    return path
 
 
-def check_head(encoder: Encoder, layer: int | None, head: int | None, lang: str) -> None:
+def check_head(model: Model, layer: int | None, head: int | None, lang: str) -> None:
     """Raise a Problem for a layer or head that the model does not have."""
     for key, value, count in (
-        ("error.layer", layer, len(encoder.layers)),
-        ("error.head", head, encoder.heads),
+        ("error.layer", layer, model.layers),
+        ("error.head", head, model.heads),
     ):
         if value is not None and not 0 <= value < count:
-            raise Problem(say(key, lang, value=value, model=encoder.name, last=count - 1))
+            raise Problem(say(key, lang, value=value, model=model.name, last=count - 1))
 
 
 def check_pair(layer: int | None, head: int | None, lang: str) -> None:
@@ -126,6 +131,17 @@ def _listed(tokens: Sequence[Token], which: Sequence[int]) -> str:
             name += f" ({' '.join(around)})"
         shown.append(name)
     return ", ".join(shown) + (", …" if len(which) > LISTED else "")
+
+
+def _file(path: str, lang: str) -> str:
+    source = say("source.file", lang, path=path)
+    try:
+        with open(path, "rb") as file:
+            content = file.read()
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise Problem(say("error.unreadable", lang, path=path, reason=reason)) from None
+    return _checked(_decoded(content, source, lang), source, lang)
 
 
 def _standard_input() -> bytes:

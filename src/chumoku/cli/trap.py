@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from chumoku.cli import given
+from chumoku.cli.opening import encoder as encoder_of
 from chumoku.cli.parser import Parser, factor
 from chumoku.cli.shown import show
 from chumoku.trap import saturated_heads, three_rows, width_study
@@ -29,7 +30,7 @@ def run(arguments: Sequence[str], lang: str) -> int:
     model, text, left_out, heads = None, None, 0, None
     if options.text:
         text = given.text(options.text, "trap", lang)
-        encoder = given.model(options.model)
+        encoder = encoder_of(options.model, lang)
         encoding = encoder.encode(text)
         model, left_out = model_of(encoder), encoding.truncated
         heads = saturated_heads(encoding, factor=options.factor)

@@ -6,11 +6,14 @@ with the number of rows it rests on.
 """
 
 from chumoku.heads.roles import BROAD, ROLES, Role
+from chumoku.heads.sentences import Sentence, parse_treebank, read_treebank
+from chumoku.heads.syntax import DIRECTIONS, Relation, Score, SyntaxMap, treebank
 from chumoku.heads.text import Encoded, Word
 from chumoku.heads.viewpoints import ENOUGH, MIXED, HeadMap, HeadRole, Measure, viewpoints
 
 __all__ = [
     "BROAD",
+    "DIRECTIONS",
     "ENOUGH",
     "MIXED",
     "ROLES",
@@ -18,7 +21,14 @@ __all__ = [
     "HeadMap",
     "HeadRole",
     "Measure",
+    "Relation",
     "Role",
+    "Score",
+    "Sentence",
+    "SyntaxMap",
     "Word",
+    "parse_treebank",
+    "read_treebank",
+    "treebank",
     "viewpoints",
 ]

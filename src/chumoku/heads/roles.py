@@ -55,9 +55,15 @@ class Rows:
 
 
 def _at(view: View, offset: int) -> Rows:
-    """The weight on the key at one offset, over the rows that have it."""
-    rows, keys = np.nonzero(view.text.rows[:, None] + offset == view.text.keys)
-    return Rows.mass(view.weights[:, rows, keys], 1.0 / len(view.text.keys), OFFSET)
+    """The weight on the key at one offset, over the rows that may look there or elsewhere."""
+    there = view.text.rows[:, None] + offset == view.text.keys
+    rows, keys = np.nonzero(there & view.text.visible & _free(view)[:, None])
+    return Rows.mass(view.weights[:, rows, keys], 1.0 / view.text.choice[rows], OFFSET)
+
+
+def _free(view: View) -> NDArray[np.bool_]:
+    """The rows that have a choice; all but the first of a decoder, if there are two keys."""
+    return (view.text.choice > 1) | (len(view.text.keys) == 1)
 
 
 def _previous(view: View) -> Rows:
@@ -74,7 +80,7 @@ def _self(view: View) -> Rows:
 
 def _over(view: View, keys: NDArray[np.bool_], threshold: float = OFFSET) -> Rows:
     """The mass on a set of keys (n, n), over the rows for which it is neither none nor all."""
-    chance = keys.mean(axis=-1)
+    chance = (keys & view.text.visible).sum(axis=-1) / view.text.choice
     rows = np.flatnonzero((chance > 0) & (chance < 1))
     mass = np.einsum("hrk,rk->hr", view.weights[:, rows], keys[rows].astype(np.float64))
     return Rows.mass(mass, chance[rows], threshold)
@@ -126,10 +132,9 @@ def _entropies(view: View) -> Floats:
 
 def _broad(view: View) -> Rows:
     """The entropy as a share of its largest value, ln(tokens)."""
-    most = log(len(view.text.keys))
-    if most == 0.0:
-        return Rows.of(np.empty((len(view.weights), 0)), 0.0, 0.0)
-    return Rows.of(_entropies(view) / most, 0.0, min(BROAD / most, BROAD_SHARE))
+    rows = np.flatnonzero(view.text.choice > 1)
+    most = np.log(view.text.choice[rows])
+    return Rows.of(_entropies(view)[:, rows] / most, 0.0, np.minimum(BROAD / most, BROAD_SHARE))
 
 
 def _entropy(view: View) -> Rows:
@@ -139,7 +144,8 @@ def _entropy(view: View) -> Rows:
 def _distance(view: View) -> Rows:
     far = view.text.distance.astype(np.float64)
     values = np.einsum("hrk,rk->hr", view.weights, far)
-    return Rows.of(values, far.mean(axis=-1), nan, float(far.max()))
+    chance = (far * view.text.visible).sum(axis=-1) / view.text.choice
+    return Rows.of(values, chance, nan, float(far.max()))
 
 
 @dataclass(frozen=True)

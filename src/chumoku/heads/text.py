@@ -70,7 +70,7 @@ class Text:
 
     rows (r,), keys (n,): places in the text of the view's rows, the words, and of its keys.
     special (n,): which keys are special tokens. same (r, n): which keys are copies of the row's
-    word. distance (r, n), in tokens.
+    word. distance (r, n), in tokens. visible (r, n): which keys a row may look at at all.
     """
 
     rows: Index
@@ -78,7 +78,13 @@ class Text:
     special: NDArray[np.bool_]
     same: NDArray[np.bool_]
     distance: Index
+    visible: NDArray[np.bool_]
     similarity: Similarity
+
+    @property
+    def choice(self) -> Index:
+        """How many keys each row may look at, (r,)."""
+        return np.asarray(self.visible.sum(axis=-1))
 
     def view(self, weights: NDArray[Any]) -> View:
         """One layer's weights as this view shows them."""
@@ -116,9 +122,13 @@ def prepare(encoding: Encoded, special: bool) -> Text:
     alike = name[rows, None] == name[keys]
     distance = np.asarray(np.abs(rows[:, None] - keys))
     words = np.flatnonzero(~is_special[keys])
-    candidate = ((distance > 1) & ~alike)[:, words]
+    visible = np.ones_like(alike)
+    if getattr(encoding, "causal", False):
+        visible = keys <= rows[:, None]
+    candidate = ((distance > 1) & ~alike & visible)[:, words]
     similarity = _similarity(np.asarray(encoding.embeddings)[rows], words, candidate)
-    return Text(rows, keys, is_special[keys], alike & (distance > 0), distance, similarity)
+    same = alike & (distance > 0)
+    return Text(rows, keys, is_special[keys], same, distance, visible, similarity)
 
 
 def _similarity(embeddings: NDArray[Any], words: Index, candidate: NDArray[np.bool_]) -> Similarity:

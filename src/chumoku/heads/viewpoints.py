@@ -258,6 +258,12 @@ def _measures(parts: Sequence[Rows], z: float) -> list[Measure]:
     return result
 
 
+def interval(values: Floats, text: Index, bounds: tuple[float, float]) -> tuple[float, float]:
+    """The 95 % interval of `Measure`, of values that come from these texts."""
+    middle, error = _estimate(values, text, bounds)
+    return max(bounds[0], middle - _Z * error), min(bounds[1], middle + _Z * error)
+
+
 def _estimate(values: Floats, text: Index, bounds: tuple[float, float]) -> tuple[float, float]:
     """Middle of the interval and its standard error: see Measure."""
     added = _Z**2 / 2.0

@@ -20,8 +20,9 @@ from chumoku.torch.attention import attention, operated
 from chumoku.torch.forms import Form, drawn
 from chumoku.torch.operator import Asked
 
-# The name of a module inside the model that is watched.
+# What a watched layer is told: its name inside the model, and heads to silence.
 NAME = "_chumoku_name"
+SILENCED = "_chumoku_silenced"
 
 # Arguments that change which keys are seen, and what to say of them.
 _FOREIGN = {
@@ -101,7 +102,7 @@ def attention_function(
     name = getattr(module, NAME, "")
     if torch.compiler.is_compiling():
         output = operated((query, key, value, bias, sinks), asked, None, name)
-        return output.transpose(1, 2).contiguous(), None
+        return _heads_inside(output, module), None
     call: Any = plain_attention if isinstance(bias, Relative) else attention
     with label(name) if name else nullcontext():
         output = call(query, key, value, bias=bias, sinks=sinks, **asked._asdict())
@@ -109,7 +110,20 @@ def attention_function(
     view = AttentionView(query, key, options)
     if output_attentions or collected():
         view.settle()
-    return output.transpose(1, 2).contiguous(), view
+    return _heads_inside(output, module), view
+
+
+def _heads_inside(output: Tensor, layer: torch.nn.Module) -> Tensor:
+    """What the layer wants: (batch, queries, heads, value_width), 0 of the heads it silences."""
+    silenced = getattr(layer, SILENCED, ())
+    if silenced:
+        if max(silenced) >= output.shape[1]:
+            expected = f"heads from 0 to {output.shape[1] - 1}"
+            raise InvalidArgumentError("without", f"head {max(silenced)}", expected)
+        heard = torch.ones(output.shape[1], dtype=output.dtype)
+        heard[list(silenced)] = 0
+        output = output * heard[:, None, None]
+    return output.transpose(1, 2).contiguous()
 
 
 def _mask_and_bias(

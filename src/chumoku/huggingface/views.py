@@ -128,8 +128,9 @@ class AttentionView:
     def entropy(self) -> Tensor:
         """Entropy of each query's weights in nats: (batch, heads, queries)."""
         if self._kept is not None:
-            return torch.special.entr(self._kept).sum(-1)
-        entropy: Tensor = self._watched(Watch(entropy=True)).entropy
+            entropy: Tensor = torch.special.entr(self._kept).sum(-1)
+        else:
+            entropy = self._watched(Watch(entropy=True)).entropy
         return entropy
 
     # As a tensor

@@ -14,10 +14,10 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel
 
-from chumoku.checks import flag, shown, whole
+from chumoku.checks import flag, list_of, shown, whole
 from chumoku.errors import InvalidArgumentError, InvalidTypeError, UnavailableError
 from chumoku.huggingface.bias import computed_bias
-from chumoku.huggingface.function import NAME
+from chumoku.huggingface.function import NAME, SILENCED
 from chumoku.record import BUDGET, Recording, opened
 from chumoku.statistics import Watch
 from chumoku.torch import replace, restore
@@ -37,6 +37,7 @@ def watch(
     *,
     layers: int | str | Iterable[int | str] | None = None,
     heads: int | Iterable[int] | None = None,
+    without: Iterable[tuple[int | str, int]] = (),
     inputs: bool = False,
     budget: int | None = BUDGET,
 ) -> Iterator[Recording]:
@@ -55,6 +56,8 @@ def watch(
         others run on chumoku too.
     heads : int or several, optional
         Which heads to keep.
+    without : pairs of (layer, head), optional
+        Heads to silence: their result is 0 before the output matrix.
     inputs, budget
         As `chumoku.recording`.
 
@@ -91,9 +94,11 @@ def watch(
         missed |= _unswitched(model)
         _tell(model, {n: m for n, m in reached.items() if n not in missed}, missed)
         for name, module in reached.items():
-            stack.enter_context(_named(module, name))
+            stack.enter_context(_told(module, NAME, name))
         kind: type[torch.nn.Module] = torch.nn.MultiheadAttention
         plain = {name: module for name, module in reached.items() if type(module) is kind}
+        for name, silenced in _silenced(without, [n for n in reached if n not in plain]).items():
+            stack.enter_context(_told(reached[name], SILENCED, silenced))
         stack.enter_context(_replaced(plain))
         stack.enter_context(computed_bias(reached.values()))
         stack.enter_context(opened(run))
@@ -141,16 +146,28 @@ def _called_attention(module: torch.nn.Module) -> bool:
 
 
 @contextmanager
-def _named(module: torch.nn.Module, name: str) -> Iterator[None]:
-    """Tell a module its name; whoever watches it from outside has named it before."""
-    if NAME in vars(module):
-        yield
-        return
-    setattr(module, NAME, name)
+def _told(module: torch.nn.Module, what: str, value: Any) -> Iterator[None]:
+    """Tell a layer its name, or its silenced heads; inside another block it may be told already."""
+    before = vars(module).get(what)
+    setattr(module, what, value if before is None or what != NAME else before)
     try:
         yield
     finally:
-        delattr(module, NAME)
+        if before is None:
+            delattr(module, what)
+        else:
+            setattr(module, what, before)
+
+
+def _silenced(pairs: Iterable[tuple[int | str, int]], names: list[str]) -> dict[str, set[int]]:
+    """The heads to silence in each layer."""
+    found: dict[str, set[int]] = {}
+    for pair in list_of("without", pairs, "pairs of (layer, head)"):
+        if not isinstance(pair, tuple) or len(pair) != 2:
+            raise InvalidTypeError("without", shown(pair), "pairs of (layer, head)")
+        for name in _chosen(pair[0], names):
+            found.setdefault(name, set()).add(whole("without", pair[1], 0))
+    return found
 
 
 @contextmanager

@@ -14,10 +14,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from chumoku.steps import steps
-
 if TYPE_CHECKING:
     from chumoku.heads import HeadMap
+    from chumoku.huggingface.looking import Looked, TextModel
     from chumoku.models import Encoder, Encoding
     from chumoku.tokens import Token
     from chumoku.trap import Row as Row3
@@ -29,8 +28,6 @@ Floats = NDArray[np.float64]
 SINK = 0.3
 # Heads that a scene singles out.
 STANDOUTS = 3
-# The favourite's weight in a head that is chosen for an explanation.
-TELLING = 0.6
 
 
 @dataclass(frozen=True)
@@ -106,13 +103,14 @@ class HeadPart:
     head : int
     row : Row
         Where it looks.
-    norm : float
-        Length of the vector it adds to the joined result: its part after the output matrix.
+    norm : float or None
+        Length of the vector it adds to the joined result: its part after the output matrix; None
+        where the model does not keep the parts apart.
     """
 
     head: int
     row: Row
-    norm: float
+    norm: float | None
 
 
 @dataclass(frozen=True)
@@ -126,7 +124,7 @@ class Query:
         Whether the layer was asked for; otherwise it is the one whose heads look the most at
         words from this token.
     heads : tuple of HeadPart
-    joined : float
+    joined : float or None
         Length of the sum of the heads' parts.
     """
 
@@ -134,7 +132,7 @@ class Query:
     layer: int
     chosen: bool
     heads: tuple[HeadPart, ...]
-    joined: float
+    joined: float | None
 
 
 @dataclass(frozen=True)
@@ -164,13 +162,26 @@ class Change:
 
 @dataclass(frozen=True)
 class Model:
-    """What is known of a model at a glance."""
+    """What is known of a model at a glance.
+
+    Attributes
+    ----------
+    name : str
+    layers, heads, width, positions : int
+        Heads are those of each layer; positions is how many tokens are read.
+    causal : bool
+        Whether it is a decoder, whose tokens see only what stands before them.
+    inside : bool
+        Whether the parts of its heads are known, so that they can be explained.
+    """
 
     name: str
     layers: int
     heads: int
     width: int
     positions: int
+    causal: bool = False
+    inside: bool = True
 
 
 @dataclass(frozen=True)
@@ -195,6 +206,9 @@ class Scene:
         own: `STANDOUTS` of them, the most decided first.
     query : Query or None
     change : Change or None
+    written : tuple of Row
+        Where the model looked when it wrote each of the last tokens: `query` is the token
+        written, the looks are those of the token before it.
     """
 
     model: Model
@@ -207,53 +221,7 @@ class Scene:
     standouts: tuple[Gaze, ...]
     query: Query | None = None
     change: Change | None = None
-
-
-@dataclass(frozen=True)
-class Explanation:
-    """The four steps of one head for one token, with every number.
-
-    Attributes
-    ----------
-    model, text, tokens, left_out
-        As in a scene.
-    layer, head, query : int
-    chosen : bool
-        Whether layer and head were both asked for.
-    scale : float
-        1 / sqrt(width).
-    memo : (width,) float64
-        The token's query.
-    spines, contents : (tokens, width) float64
-        Keys and values.
-    scores, scaled, weights : (tokens,) float64
-        memo . spine; that times the scale; softmax of that.
-    unscaled : (tokens,) float64
-        Softmax of the scores as they are: what the weights would be without the scale.
-    parts : (tokens, width) float64
-        Each token's contents times its weight.
-    mixed : (width,) float64
-        Their sum.
-    """
-
-    model: Model
-    text: str
-    tokens: tuple[Token, ...]
-    left_out: int
-    layer: int
-    head: int
-    query: int
-    chosen: bool
-    scale: float
-    memo: Floats
-    spines: Floats
-    contents: Floats
-    scores: Floats
-    scaled: Floats
-    weights: Floats
-    unscaled: Floats
-    parts: Floats
-    mixed: Floats
+    written: tuple[Row, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -327,15 +295,15 @@ class Machine:
 
 
 def scene(
-    encoder: Encoder,
+    encoder: Encoder | TextModel,
     text: str,
-    encoding: Encoding,
+    encoding: Encoding | Looked,
     *,
     layer: int | None = None,
     head: int | None = None,
     query: int | None = None,
     top: int = 3,
-    before: Encoding | None = None,
+    before: Encoding | Looked | None = None,
     silenced: Collection[tuple[int, int]] = (),
 ) -> Scene:
     """The scene of one encoded text.
@@ -374,57 +342,15 @@ def scene(
         standouts=_standouts(encoder, encoding, special, top),
         query=None if query is None else _query(encoder, encoding, special, query, layer, top),
         change=change,
+        written=_written(encoding, weights, special, top),
     )
 
 
-def explanation(
-    encoder: Encoder,
-    text: str,
-    encoding: Encoding,
-    query: int,
-    layer: int | None = None,
-    head: int | None = None,
-) -> Explanation:
-    """The four steps of one head for one token.
-
-    A layer or head that is not given is one with a favourite among the other words, which leaves
-    something for the others too: there the four steps are seen the best.
-    """
-    chosen = layer is not None and head is not None
-    if layer is None or head is None:
-        layer, head = _telling(encoder, encoding, query, layer)
-    trace = encoding.traces[layer]
-    group = trace.query.shape[0] // trace.key.shape[0]
-    memo = np.asarray(trace.query[head, query], dtype=np.float64)
-    spines = np.asarray(trace.key[head // group], dtype=np.float64)
-    contents = np.asarray(trace.value[head // group], dtype=np.float64)
-    read = steps(memo[None], spines, contents)
-    bare = steps(memo[None], spines, contents, scale=1.0)
-    return Explanation(
-        model=model_of(encoder),
-        text=text,
-        tokens=tuple(encoding.tokens),
-        left_out=int(encoding.truncated),
-        layer=layer,
-        head=head,
-        query=query,
-        chosen=chosen,
-        scale=read.scale,
-        memo=memo,
-        spines=spines,
-        contents=contents,
-        scores=read.scores[0],
-        scaled=read.scaled[0],
-        weights=read.weights[0],
-        unscaled=bare.weights[0],
-        parts=read.parts[0],
-        mixed=read.output[0],
-    )
-
-
-def model_of(encoder: Encoder) -> Model:
-    """Name and sizes of an encoder."""
-    return Model(encoder.name, len(encoder.layers), encoder.heads, encoder.width, encoder.positions)
+def model_of(encoder: Encoder | TextModel) -> Model:
+    """Name and sizes of a model."""
+    sizes = len(encoder.layers), encoder.heads, encoder.width, encoder.positions
+    causal = getattr(encoder, "writes", None)
+    return Model(encoder.name, *sizes, bool(causal), causal is None)
 
 
 def gaze(
@@ -440,8 +366,8 @@ def row(query: int, weights: Floats, special: NDArray[np.bool_], top: int) -> Ro
     to_words = float(weights[~special].sum())
     words: tuple[Look, ...] = ()
     if not special[query] and to_words > 0:
-        words = _top(among_words(weights, special), top, ~special)
-    return Row(query, _top(weights, top, np.ones_like(special)), words, to_words)
+        words = largest(among_words(weights, special), top, ~special)
+    return Row(query, largest(weights, top, np.ones_like(special)), words, to_words)
 
 
 def among_words(weights: Floats, special: NDArray[np.bool_]) -> Floats:
@@ -471,13 +397,29 @@ def to_json(value: Any) -> Any:
     return value
 
 
-def _top(weights: Floats, count: int, allowed: NDArray[np.bool_]) -> tuple[Look, ...]:
-    """The largest of the allowed weights; equal ones in the order of the text."""
-    order = [int(k) for k in np.argsort(-weights, kind="stable") if allowed[k]]
+def largest(weights: Floats, count: int, allowed: NDArray[np.bool_]) -> tuple[Look, ...]:
+    """The largest of the allowed weights above 0; equal ones in the order of the text."""
+    order = [int(k) for k in np.argsort(-weights, kind="stable") if allowed[k] and weights[k] > 0]
     return tuple(Look(k, float(weights[k])) for k in order[:count])
 
 
-def _mean(encoder: Encoder, encoding: Encoding, layer: int | None, head: int | None) -> Floats:
+def _written(
+    encoding: Encoding | Looked, weights: Floats, special: NDArray[np.bool_], top: int
+) -> tuple[Row, ...]:
+    count, last = getattr(encoding, "generated", 0), len(encoding.tokens)
+    rows = []
+    for token in range(last - count, last):
+        found = row(token - 1, weights[token - 1], special, top)
+        rows.append(Row(token, found.raw, found.words, found.to_words))
+    return tuple(rows)
+
+
+def _mean(
+    encoder: Encoder | TextModel,
+    encoding: Encoding | Looked,
+    layer: int | None,
+    head: int | None,
+) -> Floats:
     """One head, the mean of a layer, or the mean of all heads, in float64."""
     if layer is None:
         total = np.zeros((len(encoding.tokens), len(encoding.tokens)))
@@ -491,7 +433,10 @@ def _mean(encoder: Encoder, encoding: Encoding, layer: int | None, head: int | N
 
 
 def _standouts(
-    encoder: Encoder, encoding: Encoding, special: NDArray[np.bool_], top: int
+    encoder: Encoder | TextModel,
+    encoding: Encoding | Looked,
+    special: NDArray[np.bool_],
+    top: int,
 ) -> tuple[Gaze, ...]:
     """Heads by their mean weight, over the words, on the one other word they look at the most.
 
@@ -520,26 +465,9 @@ def _standouts(
     )
 
 
-def _telling(
-    encoder: Encoder, encoding: Encoding, token: int, layer: int | None
-) -> tuple[int, int]:
-    """The head whose largest weight on another word is the nearest to `TELLING`."""
-    other = np.array([not each.special for each in encoding.tokens], dtype=bool)
-    other[token] = False
-    layers = range(len(encoder.layers)) if layer is None else [layer]
-    if not other.any():
-        return layers[0], 0
-    far = [
-        np.abs(np.asarray(encoding.weights(i))[:, token, other].max(axis=-1) - TELLING)
-        for i in layers
-    ]
-    best = int(np.argmin([heads.min() for heads in far]))
-    return layers[best], int(far[best].argmin())
-
-
 def _query(
-    encoder: Encoder,
-    encoding: Encoding,
+    encoder: Encoder | TextModel,
+    encoding: Encoding | Looked,
     special: NDArray[np.bool_],
     token: int,
     layer: int | None,
@@ -553,19 +481,23 @@ def _query(
         ]
         layer = int(np.argmax(among))
     weights = np.asarray(encoding.weights(layer), dtype=np.float64)[:, token]
-    norms = np.asarray(encoding.norms(layer), dtype=np.float64)[:, token]
-    parts = np.asarray(encoding.traces[layer].parts, dtype=np.float64)[:, token]
+    norms: list[float | None] = [None] * len(weights)
+    joined = None
+    traces = getattr(encoding, "traces", None)
+    if traces is not None:
+        parts = np.asarray(traces[layer].parts, dtype=np.float64)[:, token]
+        norms = np.asarray(traces[layer].norms, dtype=np.float64)[:, token].tolist()
+        joined = float(np.linalg.norm(parts.sum(axis=0)))
     heads = tuple(
-        HeadPart(h, row(token, weights[h], special, top), float(norms[h]))
-        for h in range(len(weights))
+        HeadPart(h, row(token, weights[h], special, top), norms[h]) for h in range(len(weights))
     )
-    return Query(token, layer, chosen, heads, float(np.linalg.norm(parts.sum(axis=0))))
+    return Query(token, layer, chosen, heads, joined)
 
 
 def _change(
-    encoder: Encoder,
-    after: Encoding,
-    before: Encoding,
+    encoder: Encoder | TextModel,
+    after: Encoding | Looked,
+    before: Encoding | Looked,
     weights: Floats,
     shown: tuple[int | None, int | None, int],
     silenced: Collection[tuple[int, int]],

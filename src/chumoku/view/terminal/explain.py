@@ -7,7 +7,8 @@ from math import sqrt
 
 import numpy as np
 
-from chumoku.view.scene import Explanation, Floats
+from chumoku.view.explanation import Explanation
+from chumoku.view.scene import Floats
 from chumoku.view.terminal.ink import (
     Line,
     Page,

@@ -44,7 +44,8 @@ def look(scene: Scene, page: Page, *, every: bool = False) -> list[Line]:
     if scene.change is not None:
         lines += _changed(scene, scene.change, names, page, every)
     if scene.query is None:
-        lines += _rows(scene, names, page, every)
+        lines += _written(scene, names, page) if scene.written else []
+        lines += [] if scene.written and not every else _rows(scene, names, page, every)
         lines += _sink(scene, names, page)
         if scene.change is None:
             lines += _maps(scene.gaze.weights, names, page)
@@ -80,6 +81,9 @@ def header(scene: Scene, names: Names, page: Page) -> list[Line]:
             left=scene.left_out,
         )
         lines += paragraph(page, cut, "loud", indent=2)
+    if model.causal:
+        first = say("look.first", page.lang, token=names[0])
+        lines += paragraph(page, first, "quiet", indent=2)
     return lines
 
 
@@ -99,6 +103,18 @@ def _rows(scene: Scene, names: Names, page: Page, every: bool) -> list[Line]:
     if hidden:
         more = say("look.more", page.lang, count=hidden)
         lines += [(), *paragraph(page, more, "quiet")]
+    return lines
+
+
+def _written(scene: Scene, names: Names, page: Page) -> list[Line]:
+    """Where the model looked when it wrote."""
+    lines = title(page, say("look.written", page.lang), say("look.written_note", page.lang))
+    grid = _Grid(scene.written, names, page)
+    lines.append(grid.heading())
+    for row in scene.written:
+        if len(scene.written) <= AIRY and lines[-1]:
+            lines.append(())
+        lines += grid.row(row)
     return lines
 
 
@@ -306,20 +322,22 @@ def _query(query: Query, names: Names, page: Page) -> list[Line]:
     """The heads of a layer side by side for one token."""
     width = min(page.width, WIDEST)
     token = names[query.token]
+    known = query.joined is not None
+    note = ("query.asked" if query.chosen else "query.chosen") if known else "query.two"
     lines = title(
         page,
         say("query.title", page.lang, token=token, layer=query.layer),
-        say("query.asked" if query.chosen else "query.chosen", page.lang, layer=query.layer),
+        say(note, page.lang, layer=query.layer),
     )
-    largest = max(part.norm for part in query.heads) or 1.0
+    largest = max((part.norm or 0.0 for part in query.heads), default=0.0) or 1.0
     most = 12 if width >= 76 else 8
     words = names.room([look.key for part in query.heads for look in part.row.words[:1]], most)
     raw = names.room([look.key for part in query.heads for look in part.row.raw[:1]], most)
     size = max(4, (width - 35 - words - raw) // 2)
     columns = (words + 7 + size, raw + 7, size + 6)
-    keys = ("look.words", "look.raw_short", "query.gives")
+    keys = ("look.words", "look.raw_short", "query.gives")[: 3 if known else 2]
     heading = [Span(" " * 8)]
-    for key, room in zip(keys, columns, strict=True):
+    for key, room in zip(keys, columns, strict=False):
         heading += [Span(fit(say(key, page.lang), room, page), "quiet"), Span("   ")]
     lines += [tuple(heading), ()]
     for part in query.heads:
@@ -334,10 +352,13 @@ def _query(query: Query, names: Names, page: Page) -> list[Line]:
         first = part.row.raw[0]
         line += [Span(fit(names[first.key], raw, page), names.ink(first.key)), Span("  ", "quiet")]
         line += [Span(f"{percent(first.weight)}   ", "quiet")]
-        line += [Span(f"{part.norm:5.2f} "), bar(part.norm / largest, size, page, "quiet")]
+        if part.norm is not None:
+            line += [Span(f"{part.norm:5.2f} "), bar(part.norm / largest, size, page, "quiet")]
         lines.append(tuple(line))
-    joined = say("query.joined", page.lang, norm=f"{query.joined:.2f}")
-    return [*lines, (), *paragraph(page, joined)]
+    if query.joined is not None:
+        joined = say("query.joined", page.lang, norm=f"{query.joined:.2f}")
+        lines += [(), *paragraph(page, joined)]
+    return lines
 
 
 def _changed(scene: Scene, change: Change, names: Names, page: Page, every: bool) -> list[Line]:
@@ -391,7 +412,7 @@ def _next(scene: Scene, names: Names, page: Page) -> list[Line]:
         "head": scene.gaze.layer is None and scene.query is None,
         "query": scene.query is None and scene.gaze.head is None,
         "without": scene.change is None,
-        "explain": True,
+        "explain": scene.model.inside,
         "heads": True,
     }
     hints = [
