@@ -30,6 +30,7 @@ EXCEPTIONS = {
     "src/chumoku/attention/forward.py:weights()": "two arrays, the block, the scores' options",
     "src/chumoku/attention/backward.py:attention_backward()": "what is known, the scores' options",
     "src/chumoku/torch/attention.py:attention()": "three arrays, the contract's eight options",
+    "src/chumoku/huggingface/function.py:attention_function()": "what transformers calls it with",
 }
 
 python_files = sorted(

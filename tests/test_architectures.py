@@ -265,6 +265,56 @@ def test_compiled_without_graph_breaks(name: str) -> None:
     assert distance(found, expected) <= 1e-5
 
 
+def test_compiled_models_are_watched() -> None:
+    model, given = BY_NAME["llama"].build(), BY_NAME["llama"].given("left")
+    with chumoku.huggingface.watch(model, Watch(entropy=True), layers=1) as run, torch.no_grad():
+        torch._dynamo.reset()
+        compiled = torch.compile(model, backend="eager", fullgraph=True)
+        compiled(**given)
+        compiled(**given)
+        plain = model(**given).logits
+        assert torch.allclose(compiled(**given).logits, plain, atol=1e-6)
+    assert [entry.name for entry in run] == ["model.layers.1.self_attn"] * 4
+    assert torch.allclose(run[0].statistics.entropy, run[2].statistics.entropy, atol=1e-6)
+
+
+def test_compiled_dropout_follows_the_seed() -> None:
+    model, given = BY_NAME["bert"].build(), BY_NAME["bert"].given("left")
+    model.train()
+    model.set_attn_implementation("chumoku")
+    torch._dynamo.reset()
+    compiled = torch.compile(model, backend="eager", fullgraph=True)
+    found = []
+    for run in (model, compiled, compiled):
+        torch.manual_seed(len(found) // 2)
+        found.append(run(**given)[0])
+    assert torch.allclose(found[0], found[1], atol=1e-5)
+    assert not torch.allclose(found[1], found[2], atol=1e-3)
+
+
+def test_a_compiled_step_with_a_static_cache() -> None:
+    model, given = BY_NAME["llama"].build(), BY_NAME["llama"].given("left")
+    model.set_attn_implementation("chumoku")
+
+    def steps(run: Any) -> torch.Tensor:
+        cache = transformers.StaticCache(config=model.config, max_cache_len=40)
+        mask, found = given["attention_mask"], [model(**given, past_key_values=cache).logits[:, -1]]
+        for _ in range(3):
+            mask = torch.cat([mask, torch.ones(2, 1, dtype=mask.dtype)], 1)
+            ids = found[-1].argmax(-1, keepdim=True)
+            given_now = {"input_ids": ids, "attention_mask": mask, "past_key_values": cache}
+            place = mask.sum(1, keepdim=True) - 1
+            found.append(run(**given_now, position_ids=place).logits[:, -1])
+        return torch.stack(found)
+
+    with torch.no_grad():
+        torch._dynamo.reset()
+        compiled = steps(torch.compile(model, backend="eager", fullgraph=True))
+        assert torch.allclose(compiled, steps(model), atol=1e-6)
+        model.set_attn_implementation("eager")
+        assert torch.allclose(compiled, steps(model), atol=1e-5)
+
+
 # The table
 
 

@@ -250,7 +250,7 @@ class JsonTokenizer:
                 "tokenizer.json",
                 got="no package tokenizers, which reads it",
                 expected="the package",
-                cure='pip install "chumoku[huggingface]"',
+                cure='pip install "chumoku[bert]"',
             ) from error
         try:
             self._inner: Any = tokenizers.Tokenizer.from_str(file.read_text("utf-8"))
