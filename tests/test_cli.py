@@ -188,6 +188,11 @@ def put_there(example: str, folder: Path) -> None:
             except real_models.Missing as missing:
                 pytest.skip(str(missing))
             (folder / word).symlink_to(found)
+    if ".conllu" in example:
+        columns = "{0}\t{1}\t_\t_\t_\t_\t{2}\t{3}\t_\t_\n"
+        words = (("the", 2, "det"), ("cat", 3, "nsubj"), ("sat", 0, "root"))
+        lines = [columns.format(n, *word) for n, word in enumerate(words, 1)]
+        (folder / "en_ewt-ud-dev.conllu").write_text(("".join(lines) + "\n") * 4)
 
 
 @pytest.mark.parametrize("example", examples())

@@ -17,7 +17,7 @@ import pytest
 import torch
 
 import chumoku
-from chumoku import Watch
+from chumoku import Watch, heads
 from chumoku.errors import (
     LONGEST,
     ChumokuError,
@@ -47,6 +47,7 @@ SPACE = {
 SPACE["x"] = SPACE["query"][0, 0]
 SPACE["pair"] = chumoku.attention(*(SPACE[n] for n in ("query", "key", "value")), watch=Watch())
 SPACE["output"], SPACE["lse"] = SPACE["pair"][0], SPACE["pair"][1].lse
+SPACE["heads"] = heads
 SPACE["mha"] = chumoku.MultiHeadAttention(8, 2)
 
 WRONG = """
@@ -156,6 +157,9 @@ mha(x, cache=Cache)
 MultiHeadAttention.load("missing.safetensors", heads=2)
 set_threads(0)
 set_threads("all")
+heads.read_treebank("missing.conllu")
+heads.parse_treebank("The cat sat.")
+heads.treebank("model", [])
 """
 WRONG = tuple(WRONG.strip().splitlines())
 HEAD = "| wrong input | error | message |\n|---|---|---|\n"

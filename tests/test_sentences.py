@@ -106,9 +106,9 @@ def test_files_that_look_strange_and_are_right(
 BROKEN = {
     "": "no sentence",
     "# text = nothing\n\n": "no sentence",
-    "The cat sat on the mat.\n": "line 1 with 1 columns: 'The cat sat on the mat.', expected",
-    '{"a": 1}': "Treebanks are at https://universaldependencies.org",
-    "1  The  the  DET  _  _  2  det  _  _\n": "line 1 with 1 columns",
+    "The cat sat on the mat.\n": "line 1 with 1 column: 'The cat sat on the mat.', expected",
+    '{"a": 1}': "There are treebanks at https://universaldependencies.org.",
+    "1  The  the  DET  _  _  2  det  _  _\n": "line 1 with 1 column",
     CAT + CAT[: CAT.rindex("\tpunct")]: "The file seems to be cut off: fetch it again.",
     CAT.replace("3\tsat", "x\tsat"): "at line 1: Failed parsing field 'id': 'x' is not a valid ID",
     CAT + CAT.replace("3\tsat", "7\tsat"): "at line 8: ID 7 after 2 words, expected words num",

@@ -11,7 +11,8 @@ from test_scene import tiny
 from test_sentences import line
 from test_treebank import HEADS, LAYERS, corpus
 
-from chumoku.cli import given, main
+from chumoku.cli import heads as command
+from chumoku.cli import main
 from chumoku.heads import treebank
 from chumoku.view.scene import Model
 from chumoku.view.syntax import SyntaxScene
@@ -41,7 +42,7 @@ def file_of(folder: Path, text: str = "") -> str:
 def model(monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("rich", reason="the package rich is missing")
     pytest.importorskip("wcwidth", reason="the package wcwidth is missing")
-    monkeypatch.setattr(given, "model", lambda path: tiny())
+    monkeypatch.setattr(command, "text_model", lambda name, lang: tiny())
 
 
 def test_the_command_speaks_both_languages(model, tmp_path, capsys) -> None:
@@ -96,7 +97,7 @@ def test_svg_and_wrong_usage(model, tmp_path, capsys) -> None:
         (["--treebank", "no.conllu"], 1, "There is no file no.conllu. Expected a", "ありません"),
         (["--treebank", folder], 1, "is a folder. Expected one file", "フォルダー"),
         (["--treebank", str(latin)], 1, "This is not UTF-8 text", "UTF-8"),
-        (["--treebank", plain], 1, "treebank: got line 1 with 1 columns", "expected CoNLL-U"),
+        (["--treebank", plain], 1, "treebank: got line 1 with 1 column", "expected CoNLL-U"),
     ):
         for lang, expected in (("en", english), ("ja", japanese)):
             assert main(["heads", *arguments, "--lang", lang]) == code
@@ -119,7 +120,7 @@ def test_drawings_fit_the_page(lang: str, width: int) -> None:
             strict=True,
         )
     ]
-    found = replace(found, entries=tuple(named), cut=1, strange=2, unknown=3)
+    found = replace(found, entries=tuple(named), cut=1, strange=2, unknown=3, unseen=4)
     scene = SyntaxScene(Model("fake", LAYERS, HEADS, 24, 40), "a/\x1b[31mx.conllu", found)
     page = Page(width=width, lang=lang)
     text = write(syntax(scene, page), page, colour=False)

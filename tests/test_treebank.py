@@ -21,13 +21,14 @@ import numpy as np
 import pytest
 from strange import anything, outcome
 from test_scene import tiny
+from threadpoolctl import threadpool_limits
 
-from chumoku import set_threads
 from chumoku.errors import InvalidArgumentError, InvalidTypeError, UnavailableError
 from chumoku.heads import (
     Relation,
     Sentence,
     SyntaxMap,
+    read_treebank,
     treebank,
 )
 from chumoku.heads.syntax import _by_offsets, _places, _sign_test
@@ -64,12 +65,34 @@ def test_words_of_several_pieces_and_pieces_of_several_words() -> None:
 
 
 def test_offsets_always_name_another_place() -> None:
-    of = np.array([0, 1, 1, 2])
-    named = dict(zip((-2, -1, 1, 2), _by_offsets(of, (-2, -1, 1, 2)).tolist(), strict=True))
-    assert named[1] == [1, 2, 2, 1]
-    assert named[-1] == [1, 0, 0, 1]
-    assert named[2] == [1, 2, 2, 1]
-    assert named[-2] == [1, 0, 0, 1]
+    # The second piece belongs to two words.
+    places = _places(((0, 1), (1, 2), (2, 3), (3, 4)), pieces((0, 1), (1, 3), (3, 4)))
+    assert places is not None and places.of.tolist() == [0, 1, 1, 2]
+    assert _by_offsets(places, (1, -1, 2, -2)).tolist() == 2 * [[1, 2, 2, 1], [1, 0, 0, 1]]
+
+
+def test_a_decoder_looks_backward_and_not_at_its_first_token() -> None:
+    spans = tuple((n, n + 1) for n in range(5))
+    tokens = [replace(pieces((0, 1))[1], special=True), *pieces(*spans[1:])[1:-1]]
+    weights = np.full((1, 2, 5, 5), 0.2)
+    weights[0, 0] = np.eye(5)[[0, 0, 0, 1, 2]]  # what they look at most but for the first
+    weights[0, 1, :, 4] = 1.0
+    seen = Seen(tokens, weights)
+    seen.causal = True  # type: ignore[attr-defined]
+    sentence = Sentence("abcde", tuple("abcde"), (3, 0, 1, -1, 2), ("x",) * 5, spans)
+    found = treebank(Fake({"abcde": seen}), [sentence] * 50, offsets=3)
+    # d -> a is the first token; b -> a is it too; c -> b and e -> c remain. Seen from the
+    # governor, all dependents are later, but a: seen from d, which is the first token.
+    assert [(e.name, e.looks_at, e.words) for e in found.entries] == [("x", "governor", 50)]
+    assert found.unseen == 50 * 6
+    entry = found.entries[0]
+    assert entry.accuracies.tolist() == [[1.0, 0.5]]  # what it cannot see, nobody takes
+    assert entry.chance == pytest.approx((1 / 1 + 1 / 3) / 2)
+    assert (entry.offset, entry.by_offset.accuracy) == (-2, 1.0)
+    # With a first token of its own every word can be looked at.
+    seen.tokens = pieces(*spans)[:-1]
+    seen.layers = np.full((1, 1, 6, 6), 0.2)
+    assert treebank(Fake({"abcde": seen}), [sentence] * 50, offsets=3).unseen == 50 * 4
 
 
 # The score
@@ -77,6 +100,8 @@ def test_offsets_always_name_another_place() -> None:
 
 @dataclass
 class Seen:
+    """An encoding whose tokens and weights are given."""
+
     tokens: Sequence[Token]
     layers: np.ndarray
     truncated: int = 0
@@ -443,15 +468,14 @@ def test_nothing_but_the_library_s_errors() -> None:
 
 
 @cache
-def measured(treebank_file: Path, name: str) -> SyntaxMap:
+def measured(treebank_file: Path, name: str, most: int) -> SyntaxMap:
+    """A model over the first sentences of a treebank."""
     if not treebank_file.is_file():
         pytest.skip(f"no {treebank_file.name}: set CHUMOKU_UD to a folder of UD treebanks")
     model = model_named(name)
-    set_threads(1)  # sentences are short: more threads would only wait, for long on a busy machine
-    try:
-        return treebank(model, treebank_file)
-    finally:
-        set_threads(None)
+    # Beside other work, OpenBLAS's threads wait for one another ten times as long as they compute.
+    with threadpool_limits(1):
+        return treebank(model, read_treebank(treebank_file)[:most])
 
 
 def model_named(name: str) -> Encoder:
@@ -468,9 +492,8 @@ def verdicts(found: SyntaxMap, names: str, looks_at: str = "governor") -> dict[s
     return {name: found.at(name, looks_at) for name in names.split()}
 
 
-@pytest.mark.parametrize("name", ["e5", "minilm"])
-def test_english_heads_look_along_grammar(name: str) -> None:
-    found = measured(ENGLISH, name)
+def test_english_heads_look_along_grammar() -> None:
+    found = measured(ENGLISH, "minilm", 2001)
     assert (found.sentences, found.cut, found.strange) == (2001, 0, 0)
     assert found.scored + found.alone == 2001 and found.scored > 1890
     for entry in verdicts(found, "case det nsubj obj cop").values():
@@ -478,19 +501,27 @@ def test_english_heads_look_along_grammar(name: str) -> None:
         assert entry.by_head.accuracy > entry.by_offset.accuracy + 0.15
     assert found.at("case").by_head.accuracy > 0.62
     assert found.at("det").by_head.accuracy > 0.77
-    assert found.at("obj").by_head.accuracy > 0.66
-    assert found.at("nsubj").by_head.accuracy > 0.5
-    # A noun's own noun stands before it, and an offset knows that as well.
+    assert found.at("obj").by_head.accuracy > 0.70
+    assert found.at("nsubj").by_head.accuracy > 0.52
+    # What an offset knows as well.
     for entry in verdicts(found, "compound amod nummod iobj").values():
         assert entry.verdict == "even", entry
 
 
+def test_the_default_model_looks_along_english_grammar_too() -> None:
+    found = measured(ENGLISH, "e5", 600)
+    for entry in verdicts(found, "case det nsubj obj").values():
+        assert entry.verdict == "head", entry
+        assert entry.by_head.accuracy > entry.by_offset.accuracy + 0.1
+    assert found.at("obj", "dependent").by_head.accuracy > 0.6
+
+
 def test_japanese_heads_do_not_beat_the_offset_for_most_relations() -> None:
-    found = measured(JAPANESE, "e5")
+    found = measured(JAPANESE, "e5", 507)
     assert (found.sentences, found.scored, found.cut, found.strange) == (507, 507, 0, 0)
     assert found.joined > 4000 and found.inside > 1300
-    for entry in verdicts(found, "case obj obl nmod nsubj aux mark").values():
+    for entry in verdicts(found, "case obj obl nmod nsubj aux mark advcl").values():
         assert entry.verdict == "even", entry
     for entry in verdicts(found, "obj obl nmod", "dependent").values():
         assert entry.verdict == "offset", entry
-    assert found.at("acl").verdict == found.at("advcl").verdict == "head"
+    assert found.at("acl").verdict == "head"

@@ -176,8 +176,9 @@ def _check(lines: Sequence[str]) -> list[int]:
                 got = f"line {number}: the columns {named[2].strip()}"
                 raise InvalidArgumentError("treebank", got, f"the columns {_STANDARD}")
         elif line.strip() and line.count("\t") != COLUMNS - 1:
-            got = f"line {number} with {line.count(chr(9)) + 1} columns: {shown(line)}"
-            cure = "Is it CoNLL-U? Treebanks are at https://universaldependencies.org"
+            columns = line.count("\t") + 1
+            got = f"line {number} with {columns} column{'s' * (columns > 1)}: {shown(line)}"
+            cure = "Is it CoNLL-U? There are treebanks at https://universaldependencies.org."
             if number == last and len(starts) > 1:
                 cure = "The file seems to be cut off: fetch it again."
             raise InvalidArgumentError("treebank", got, _EXPECTED, cure)

@@ -47,7 +47,10 @@ class Piece(Protocol):
 
 
 class Seen(Protocol):
-    """What is needed of an encoded text; chumoku.models.Encoding has it."""
+    """What is needed of an encoded text; chumoku.models.Encoding has it.
+
+    A decoder's is `causal`; its first token may count as special though it has characters.
+    """
 
     @property
     def tokens(self) -> Sequence[Piece]: ...
@@ -169,6 +172,9 @@ class SyntaxMap:
         one place.
     inside : int
         Relations within such a place, which nobody can look along; not scored.
+    unseen : int
+        Directions of relations that a decoder cannot look in, to later words or to its first
+        token, and that were not scored: there, heads and offsets choose among earlier words.
     unknown : int
         Words with a piece that the vocabulary lacks.
     compared : int
@@ -190,6 +196,7 @@ class SyntaxMap:
     words: int
     joined: int
     inside: int
+    unseen: int
     unknown: int
     compared: int
     entries: tuple[Relation, ...]
@@ -225,6 +232,7 @@ def treebank(
     a word that looks. Special tokens, pieces of no word and the word itself are then left out: of
     the other words the one with the largest weight is taken (of equal ones the first). An offset
     never takes the word itself either, nor a place beyond the ends: it always names another word.
+    Of a decoder both choose among the words before, and only what stands there is scored.
 
     Words that share a piece are one place for heads and offsets alike: they look alike, either
     is found when the place is, and a relation between them is not scored.
@@ -299,19 +307,29 @@ class _Places:
     """What can be looked at: words, those together that share a piece.
 
     of (words,): the place of each word. member (tokens, places): 1.0 where a token is a piece of
-    a place. unknown: words with an unknown piece.
+    a place. unknown: words with an unknown piece. first, last (words,): each word may look at the
+    words from first to before last, but not at those of its own place.
     """
 
     of: Index
     member: NDArray[np.float32]
     unknown: int
+    first: Index
+    last: Index
+
+    def visible(self, looks: Index, at: Index) -> Bools:
+        """Whether these words may look at those."""
+        within = (self.first[looks] <= at) & (at < self.last[looks])
+        return np.asarray(within & (self.of[looks] != self.of[at]))
 
 
-def _places(spans: Sequence[tuple[int, int]], tokens: Sequence[Piece]) -> _Places | None:
+def _places(
+    spans: Sequence[tuple[int, int]], tokens: Sequence[Piece], causal: bool = False
+) -> _Places | None:
     """The places of a sentence; None when a word has no piece."""
     begin, end = np.array(spans, np.int64).T
-    first = np.array([-1 if token.special else token.start for token in tokens])
-    last = np.array([-1 if token.special else token.end for token in tokens])
+    first = np.array([token.start for token in tokens])
+    last = np.array([token.end for token in tokens])
     overlap = (first[:, None] < end) & (begin < last[:, None])
     if not overlap.any(axis=0).all():
         return None
@@ -321,31 +339,40 @@ def _places(spans: Sequence[tuple[int, int]], tokens: Sequence[Piece]) -> _Place
     token, word = np.nonzero(overlap)
     member[token, of[word]] = 1.0
     missing = np.array([token.unknown for token in tokens], bool)
-    return _Places(of, member, int(overlap[missing].any(axis=0).sum()))
+    low, high = np.zeros_like(of), np.full_like(of, len(of))
+    if causal:
+        # A decoder's first token is its sink, and counts as special though it is of a word.
+        sinks = of[overlap[[token.special for token in tokens]].any(axis=0)]
+        low[:] = np.searchsorted(of, sinks.max(initial=-1), side="right")
+        high = np.searchsorted(of, of)
+    return _Places(of, member, int(overlap[missing].any(axis=0).sum()), low, high)
 
 
 def _by_heads(seen: Seen, places: _Places) -> Index:
     """The place that each word looks at most, by each head: (layers * heads, words)."""
     member = places.member
     average = (member / member.sum(axis=0)).T
-    own = np.arange(member.shape[1])
+    _, word = np.unique(places.of, return_index=True)
+    hidden = ~places.visible(word[:, None], word)
     picks = []
     for layer in range(len(seen.recording)):
         weights = average @ np.asarray(seen.weights(layer), np.float32) @ member
-        weights[:, own, own] = -1.0
+        weights[:, hidden] = -1.0
         picks.append(weights.argmax(axis=-1))
+    if len({len(layer) for layer in picks}) > 1:
+        raise InvalidArgumentError("encoder", "layers of different heads", "as many in each")
     return np.concatenate(picks)[:, places.of]
 
 
-def _by_offsets(of: Index, offsets: tuple[int, ...]) -> Index:
+def _by_offsets(places: _Places, offsets: tuple[int, ...]) -> Index:
     """The place that each offset names for each word: (offsets, words).
 
-    In words, as whoever knows no model would count. Beyond the end of the sentence the last word
-    is named; in place of one that shares the word's own place the next one that does not.
+    In words, as whoever knows no model would count. Beyond the words that may be looked at the
+    last of them is named; in place of one of the word's own place the next one that is not.
     """
-    count = len(of)
+    of, count = places.of, len(places.of)
     step = np.array(offsets)[:, None]
-    word = np.clip(np.arange(count) + step, 0, count - 1)
+    word = np.clip(np.arange(count) + step, places.first, places.last - 1)
     before = np.searchsorted(of, of) - 1
     behind = np.searchsorted(of, of, side="right")
     onward = np.where(step > 0, behind, before)
@@ -359,42 +386,45 @@ class _Rows:
     """Words of one sentence that look along a relation.
 
     keys: (relation, direction) of each. right (rows, rules). chance (rows,). inside: relations
-    left out, for they are within a place.
+    left out, for they are within a place; unseen: directions that the model cannot look in.
     """
 
     keys: list[tuple[str, str]]
     right: Bools
     chance: Floats
     inside: int
+    unseen: int
 
 
-def _rows(sentence: Sentence, of: Index, picks: Index) -> _Rows:
-    count = int(of[-1]) + 1
-    arcs = [
-        (word, governor, relation)
-        for word, (governor, relation) in enumerate(
-            zip(sentence.governors, sentence.relations, strict=True)
-        )
-        if governor >= 0
-    ]
-    kept = [arc for arc in arcs if of[arc[0]] != of[arc[1]]]
-    keys = [(relation, "governor") for _, _, relation in kept]
-    below = np.array([word for word, _, _ in kept], np.int64)
-    above = np.array([governor for _, governor, _ in kept], np.int64)
-    upward = picks[:, below] == of[above]
+def _rows(sentence: Sentence, places: _Places, picks: Index) -> _Rows:
+    of, governors = places.of, np.array(sentence.governors)
+    below = np.flatnonzero(governors >= 0)
+    apart = of[below] != of[governors[below]]
+    inside, below = int((~apart).sum()), below[apart]
+    word = np.arange(len(of))
+    pairs = places.visible(word[:, None], word)
+    choice = [len(set(of[row].tolist())) for row in pairs]
+    unseen = 0
+    keys: list[tuple[str, str]] = []
+    chance: list[float] = []
+    columns: list[Bools] = []
     # From a governor any of its dependents with the relation will do.
     group: dict[tuple[int, str], list[int]] = {}
-    for place, (_, governor, relation) in enumerate(kept):
-        group.setdefault((governor, relation), []).append(place)
-    downward = picks[:, above] == of[below]
-    chance = [1.0 / (count - 1)] * len(kept)
-    columns = [upward]
-    for (_, relation), members in group.items():
+    for dependent in below.tolist():
+        governor, relation = sentence.governors[dependent], sentence.relations[dependent]
+        unseen += int(not pairs[dependent, governor]) + int(not pairs[governor, dependent])
+        if pairs[dependent, governor]:
+            keys.append((relation, "governor"))
+            chance.append(1.0 / choice[dependent])
+            columns.append(picks[:, dependent] == of[governor])
+        if pairs[governor, dependent]:
+            group.setdefault((governor, relation), []).append(int(of[dependent]))
+    for (governor, relation), wanted in group.items():
         keys.append((relation, "dependent"))
-        columns.append(downward[:, members].any(axis=1, keepdims=True))
-        chance.append(len(set(of[below[members]].tolist())) / (count - 1))
-    right = np.concatenate(columns, axis=1).T
-    return _Rows(keys, right, np.array(chance), len(arcs) - len(kept))
+        chance.append(len(set(wanted)) / choice[governor])
+        columns.append(np.isin(picks[:, governor], wanted))
+    right = np.array(columns, bool).reshape(len(columns), len(picks))
+    return _Rows(keys, right, np.array(chance), inside, unseen)
 
 
 # All sentences
@@ -407,7 +437,8 @@ class _Tally:
         self.offsets = offsets
         self.shape: tuple[int, int] | None = None  # layers, heads
         self.count = dict.fromkeys(
-            ("scored", "alone", "cut", "strange", "words", "joined", "inside", "unknown"), 0
+            ("scored", "alone", "cut", "strange", "words", "joined", "inside", "unseen", "unknown"),
+            0,
         )
         self.sentences = 0
         self.keys: dict[tuple[str, str], int] = {}
@@ -432,7 +463,8 @@ class _Tally:
         if seen.truncated:
             self.count["cut"] += 1
             return
-        places = _places(sentence.spans, seen.tokens)
+        causal = bool(getattr(seen, "causal", False))
+        places = _places(sentence.spans, seen.tokens, causal)
         if places is None:
             self.count["strange"] += 1
             return
@@ -444,13 +476,14 @@ class _Tally:
         if self.shape not in (None, shape):
             raise InvalidArgumentError("encoder", "layers and heads that change", "one model")
         self.shape = shape
-        theirs = _by_offsets(places.of, self.offsets)
-        rows = _rows(sentence, places.of, np.concatenate([ours, theirs]))
+        theirs = _by_offsets(places, self.offsets)
+        rows = _rows(sentence, places, np.concatenate([ours, theirs]))
         _, sizes = np.unique(places.of, return_counts=True)
         self.count["scored"] += 1
         self.count["words"] += len(sentence.words)
         self.count["joined"] += int(sizes[sizes > 1].sum())
         self.count["inside"] += rows.inside
+        self.count["unseen"] += rows.unseen
         self.count["unknown"] += places.unknown
         self.key += [self.keys.setdefault(key, len(self.keys)) for key in rows.keys]
         self.sentence += [number] * len(rows.keys)

@@ -154,7 +154,7 @@ class Usual(NamedTuple):
 
 def _empty_exact(output: Reals) -> dict[str, Reals]:
     """Memory for lse, and for the output where that is rounded, before they are."""
-    facts = {"exact_lse": np.empty(output.shape[:-1])}
+    facts = {"exact_lse": _empty(output.shape[:-1], np.dtype(np.float64))}
     if output.dtype.itemsize == 2:
         facts["exact_output"] = _empty(output.shape, np.dtype(np.float32))
     return facts
@@ -276,7 +276,7 @@ def _known(call: Call, upstream: Upstream) -> dict[str, Reals]:
     output = _empty_output(call.query, call.value.shape[-1:])
     facts = _empty_exact(output)
     if entropy:
-        facts["entropy"] = np.empty(places, _real(call))
+        facts["entropy"] = _empty(places, _real(call))
     for part in _slabs(call, np.arange(places[-1])):
         rows = slice(part[0], part[-1] + 1) if part.size else slice(0)
         own = (*(slice(None),) * (len(places) - 1), rows)
@@ -353,7 +353,10 @@ def _empty_output(query: Reals, width: tuple[int, ...]) -> Reals:
 
 
 def _empty(shape: tuple[int, ...], dtype: Any) -> Reals:
-    """Memory for a result; where much is needed, what an earlier result had."""
+    """Memory for a result; where much is needed, what an earlier result had.
+
+    It lies apart from what malloc gives: facts that a recording keeps would leave holes there.
+    """
     size = prod(shape) * dtype.itemsize
     if size < LARGE:
         return np.empty(shape, dtype)
@@ -373,15 +376,15 @@ def _empty_facts(call: Call) -> dict[str, Reals]:
     names += ["sink_weight"] * (call.sinks is not None)
     names += ["entropy"] * watch.entropy + ["saturation", "flow"] * watch.saturation
     names += ["distance"] * watch.distance
-    facts: dict[str, Reals] = {fact: np.empty(places, real) for fact in names}
+    facts: dict[str, Reals] = {fact: _empty(places, real) for fact in names}
     groups = _groups(call)
     if groups is not None and groups <= KEPT_GROUPS:
-        facts["group_mass"] = np.empty((*places, groups), real)
+        facts["group_mass"] = _empty((*places, groups), real)
     if groups is not None and groups > KEPT_GROUPS:
         facts["masses"] = np.zeros((*places, groups))
     if watch.top:
-        facts["top_keys"] = np.empty((*places, watch.top), np.int64)
-        facts["top_weights"] = np.empty((*places, watch.top), real)
+        facts["top_keys"] = _empty((*places, watch.top), np.dtype(np.int64))
+        facts["top_weights"] = _empty((*places, watch.top), real)
     return facts
 
 

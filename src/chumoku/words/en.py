@@ -253,6 +253,8 @@ SENTENCES = {
     "syntax.alone": "{alone} sentences have a single word, with nowhere to look.",
     "syntax.joined": "{joined} words share a token with another one and count as one place with it; "
     "{inside} relations within such a place were not scored.",
+    "syntax.unseen": "A decoder sees only what stands before: heads and offsets chose among earlier "
+    "words, and relations were scored in that direction alone.",
     "syntax.governor": "From a word to the word it depends on",
     "syntax.governor_note": "how often the word looked at most is the right one, with 95 % interval; "
     "then the offset; then sentences in which the head did better, and worse",

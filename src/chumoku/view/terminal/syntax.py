@@ -75,6 +75,8 @@ def _left_out(scene: SyntaxScene, page: Page) -> list[tuple[str, Ink]]:
         told.append((say("syntax.unknown", page.lang, unknown=found.unknown), "plain"))
     if found.alone:
         told.append((say("syntax.alone", page.lang, alone=found.alone), "quiet"))
+    if found.unseen:
+        told.append((say("syntax.unseen", page.lang), "plain"))
     if found.joined:
         joined = say("syntax.joined", page.lang, joined=found.joined, inside=found.inside)
         told.append((joined, "quiet"))
