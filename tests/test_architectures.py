@@ -1,6 +1,6 @@
 """Models of transformers give on chumoku what they give on "eager", and are seen layer by layer.
 
-`python tests/test_architectures.py` measures all and writes docs/architectures.md.
+`python tests/test_architectures.py` measures all and writes docs/reference/architectures.md.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from architectures import ARCHITECTURES, PADDING, Architecture
 import chumoku.huggingface
 from chumoku import Watch
 
-DOCS = Path(__file__).parents[1] / "docs" / "architectures.md"
+DOCS = Path(__file__).parents[1] / "docs" / "reference" / "architectures.md"
 BY_NAME = {architecture.name: architecture for architecture in ARCHITECTURES}
 OUTPUTS = ("logits", "last_hidden_state", "text_embeds", "image_embeds")
 SIDES = ("right", "left")
@@ -249,7 +249,17 @@ def test_gradients_equal_eager(name: str, checkpointing: bool) -> None:
         assert far <= 1e-5 * float(gradient.norm()) + 1e-5, parameter
 
 
-COMPILED = ("llama", "mistral", "gemma2", "bert", "modernbert", "t5", "vit", "deepseek-v3")
+COMPILED = (
+    "deepseek-v3.2",
+    "llama",
+    "mistral",
+    "gemma2",
+    "bert",
+    "modernbert",
+    "t5",
+    "vit",
+    "deepseek-v3",
+)
 
 
 @pytest.mark.parametrize("name", COMPILED)

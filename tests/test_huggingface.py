@@ -249,6 +249,24 @@ def test_a_budget_for_tensors(view, monkeypatch):
     assert found.entropy.shape == (2, 4, 6)
 
 
+def test_what_can_be_asked_without_computing(view, monkeypatch):
+    found, _ = view
+    monkeypatch.setattr(AttentionView, "dense", None)
+    assert hasattr(found, "to") and hasattr(found, "retain_grad")
+    assert not hasattr(found, "no_such_thing")
+    assert (found.requires_grad, found.numel(), found.size(1)) == (False, 288, 4)
+    assert isinstance(repr(found), str)
+
+
+def test_queries_of_one_entry_for_many():
+    query, key, value = tensors()
+    output, view = attention_function(Layer(), query[:1], key, value, None, is_causal=False)
+    expected, weights = eager(query[:1].expand(2, -1, -1, -1), key, value)
+    assert torch.allclose(output.double(), expected, atol=1e-6)
+    assert torch.allclose(view.dense().double(), weights, atol=1e-6)
+    assert torch.allclose(view[1, 2].double(), weights[1, 2], atol=1e-6)
+
+
 def test_rows_of_a_long_text():
     length = 30_000
     query, key, _ = tensors(

@@ -90,12 +90,11 @@ def attention_function(
                 name,
                 got=f"{what}, in {type(module).__name__}",
                 expected="attention that chumoku computes",
-                cure='model.set_attn_implementation("eager")',
+                cure='Use model.set_attn_implementation("eager").',
             )
     mask, own = _mask_and_bias(module, query, key, attention_mask, is_causal, sliding_window)
     if indices is not None:
-        selected = _selected(indices, key.shape[-2])
-        mask = selected if mask is None else as_mask(mask) & selected
+        mask = _selected(mask, indices, key.shape[-2])
     bias = _with_position_bias(own, position_bias, query, key)
     sinks = None if s_aux is None else s_aux.reshape(-1).to(query.dtype)
     asked = Asked(mask, scaling, softcap, drawn(dropout))
@@ -177,11 +176,14 @@ def _with_position_bias(
     return narrow if bias is None else bias + narrow
 
 
-def _selected(indices: Tensor, keys: int) -> Mask:
-    """The keys chosen for each query, as sparse attention lists them."""
-    chosen = indices.long().cpu()
+def _selected(mask: Any, indices: Tensor, keys: int) -> Any:
+    """A mask, and the keys chosen for each query, as sparse attention lists them."""
     # One column more, for -1.
-    columns = chosen.where(chosen >= 0, keys)
+    columns = indices.long().where(indices >= 0, keys)
+    if torch.compiler.is_compiling():  # where no function can be asked later
+        chosen = indices.new_zeros((*indices.shape[:2], keys + 1), dtype=torch.bool)
+        chosen = chosen.scatter(-1, columns, True)[:, None, :, :keys]
+        return chosen if mask is None else chosen & mask
 
     def function(b: Any, h: Any, i: Any, j: Any) -> Any:
         del h
@@ -190,4 +192,4 @@ def _selected(indices: Tensor, keys: int) -> Mask:
         allowed.scatter_(-1, rows, True)
         return allowed[:, None, :, torch.from_numpy(j.reshape(-1))].numpy()
 
-    return Custom(function)
+    return Custom(function) if mask is None else as_mask(mask) & Custom(function)

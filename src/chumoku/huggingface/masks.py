@@ -10,6 +10,7 @@ from torch import Tensor
 from transformers import masking_utils
 
 from chumoku.errors import UnavailableError
+from chumoku.huggingface.lazy import Lazy
 from chumoku.huggingface.reading import MaskFunction, Setting, evaluated, read
 from chumoku.mask import Mask
 from chumoku.torch.forms import Form
@@ -18,7 +19,7 @@ from chumoku.torch.forms import Form
 MOST = 2**30
 
 
-class LazyMask:
+class LazyMask(Lazy):
     """What stands for the 4-D mask (batch, 1, queries, keys) of a model.
 
     chumoku's attention takes the mask inside. A model that computes with its mask gets a boolean
@@ -37,13 +38,6 @@ class LazyMask:
         self.shape = torch.Size((setting.batch, 1, setting.queries, setting.keys))
 
     dtype = torch.bool
-    ndim = 4
-
-    def dim(self) -> int:
-        return 4
-
-    def size(self, axis: int | None = None) -> Any:
-        return self.shape if axis is None else self.shape[axis]
 
     def __repr__(self) -> str:
         return f"LazyMask({self.mask!r}, shape={tuple(self.shape)})"
@@ -62,42 +56,15 @@ class LazyMask:
         shape = self._setting.shape
         if self.mask is None:
             return torch.ones(self.shape, dtype=torch.bool, device=self.device)
-        assert isinstance(self.mask, Mask)
+        if isinstance(self.mask, Form):
+            raise UnavailableError(
+                "attention_mask",
+                got="a compiled model that computes with its mask",
+                expected="one that hands it on",
+                cure='Use model.set_attn_implementation("sdpa") for it, or do not compile it.',
+            )
         allowed = np.broadcast_to(self.mask.allowed(shape, rows, keys), self.shape)
         return torch.from_numpy(np.array(allowed)).to(self.device)
-
-    @classmethod
-    def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        return func(*_bare(args), **{name: _bare(one) for name, one in (kwargs or {}).items()})
-
-    def __getattr__(self, name: str) -> Any:
-        if name.startswith("__"):
-            raise AttributeError(name)
-        return getattr(self.dense(), name)
-
-
-def _bare(given: Any) -> Any:
-    if isinstance(given, LazyMask):
-        return given.dense()
-    if isinstance(given, (tuple, list)):
-        return type(given)(map(_bare, given))
-    return given
-
-
-def _computed(name: str) -> Any:
-    def method(self: LazyMask, *others: Any) -> Any:
-        return getattr(self.dense(), name)(*_bare(others))
-
-    return method
-
-
-# Python looks for these in the class.
-for _name in (
-    *("getitem", "len", "iter", "eq", "ne", "invert", "neg", "and", "or", "xor"),
-    *("rand", "ror", "rxor", "add", "radd", "sub", "rsub", "mul", "rmul", "truediv"),
-):
-    setattr(LazyMask, f"__{_name}__", _computed(f"__{_name}__"))
-LazyMask.__hash__ = object.__hash__  # type: ignore[method-assign]
 
 
 def mask_function(
@@ -111,6 +78,7 @@ def mask_function(
     allow_is_bidirectional_skip: bool = False,
     use_vmap: bool = False,
     device: Any = "cpu",
+    config: Any = None,
     **_: Any,
 ) -> LazyMask | Tensor | None:
     """The mask of a model, as AttentionMaskInterface asks for it.
@@ -127,6 +95,8 @@ def mask_function(
         Whether None may say that every query sees every key.
     use_vmap : bool
         Whether the function is written for single numbers.
+    config : PreTrainedConfig, optional
+        Of the model that asks.
 
     Returns
     -------
@@ -140,7 +110,9 @@ def mask_function(
     function = mask_function
     if torch.compiler.is_compiling():
         setting = Setting(batch_size, q_length, kv_length, 0, kv_offset)
-        return _compiled(function, padding, setting, q_offset, use_vmap, device)
+        # Models that choose keys themselves compute with their mask.
+        dense = use_vmap, getattr(config, "index_topk", None) is not None
+        return _compiled(function, padding, setting, q_offset, dense, device)
     if padding is not None:
         if padding.all():
             padding = None
@@ -169,28 +141,30 @@ def _compiled(
     padding: Tensor | None,
     setting: Setting,
     q_offset: Any,
-    vmap: bool,
+    dense: tuple[bool, bool],
     device: Any,
 ) -> LazyMask | Tensor | None:
     """A mask inside a graph: positions are tensors, and functions cannot be read."""
     start = setting.key_offset
-    plain = function is masking_utils.causal_mask_function
-    if plain or function is masking_utils.bidirectional_mask_function:
-        parts, tables = [], []
-        if plain:
-            offset = torch.as_tensor(q_offset, dtype=torch.int64, device=device) - start
-            tables.append(offset.reshape(()))
-            parts.append("{'mask': 'Causal', 'offset': {'table': 0}}")
-        if padding is not None:
-            kept = padding[:, None, None, start : start + setting.keys]
-            parts.append(f"{{'mask': 'Cells', 'array': {{'table': {len(tables)}}}}}")
-            tables.append(kept)
-        if not parts:
-            return None
-        text = f"{{'mask': 'All', 'parts': [{', '.join(parts)}]}}"
-        return LazyMask(Form(text, tuple(tables)), setting, device)
+    whole = function
     if padding is not None:
-        function = masking_utils.and_masks(function, masking_utils.padding_mask_function(padding))
+        whole = masking_utils.and_masks(function, masking_utils.padding_mask_function(padding))
     batch, head, queries, keys = setting.indices()
-    indices = (batch, head, queries + q_offset, keys)
-    return evaluated(function, tuple(index.to(device) for index in indices), vmap)  # type: ignore[arg-type]
+    indices = tuple(index.to(device) for index in (batch, head, queries + q_offset, keys))
+    plain = function is masking_utils.causal_mask_function
+    vmap, computed = dense
+    if computed or not (plain or function is masking_utils.bidirectional_mask_function):
+        return evaluated(whole, indices, vmap)
+    parts, tables = [], []
+    if plain:
+        offset = torch.as_tensor(q_offset, dtype=torch.int64, device=device) - start
+        tables.append(offset.reshape(()))
+        parts.append("{'mask': 'Causal', 'offset': {'table': 0}}")
+    if padding is not None:
+        kept = padding[:, None, None, start : start + setting.keys]
+        parts.append(f"{{'mask': 'Cells', 'array': {{'table': {len(tables)}}}}}")
+        tables.append(kept)
+    if not parts:
+        return None
+    text = f"{{'mask': 'All', 'parts': [{', '.join(parts)}]}}"
+    return LazyMask(Form(text, tuple(tables)), setting, device)

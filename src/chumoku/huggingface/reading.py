@@ -10,7 +10,7 @@ A function that does anything else is a `Custom` mask, asked block by block.
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import reduce
 from typing import Any
@@ -539,9 +539,7 @@ def _asked(function: MaskFunction, setting: Setting, vmap: bool) -> Callable[...
     return asked
 
 
-def evaluated(
-    function: MaskFunction, indices: tuple[Tensor, Tensor, Tensor, Tensor], vmap: bool
-) -> Tensor:
+def evaluated(function: MaskFunction, indices: Sequence[Tensor], vmap: bool) -> Tensor:
     """What the function gives for all indices: (batch, heads, queries, keys)."""
     flat = [index.reshape(-1) for index in indices]
     shape = [index.numel() for index in flat]

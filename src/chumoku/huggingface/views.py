@@ -13,13 +13,14 @@ from transformers.utils import output_capturing
 from chumoku.attention import attention, weights
 from chumoku.attention.call import Relative, index_of
 from chumoku.errors import UnavailableError
+from chumoku.huggingface.lazy import Lazy
 from chumoku.record import silent
 from chumoku.statistics import Statistics, Watch
 from chumoku.torch.composed import composed
 from chumoku.torch.operator import Asked, options_of
 
 
-class AttentionView:
+class AttentionView(Lazy):
     """The weights of one layer, (batch, heads, queries, keys), of which nothing is stored.
 
     It keeps query and key instead. `row`, `block`, `top` and `entropy` compute what they give.
@@ -37,28 +38,13 @@ class AttentionView:
     budget = 2**28
 
     def __init__(self, query: Tensor, key: Tensor, options: dict[str, Any]) -> None:
-        self._query, self._key, self._options = query, key, options
-        self.shape = torch.Size((*query.shape[:3], key.shape[2]))
+        batch = max(query.shape[0], key.shape[0])
+        self._query, self._key = (x.expand(batch, *x.shape[1:]) for x in (query, key))
+        self._options = options
+        self.shape = torch.Size((batch, *query.shape[1:3], key.shape[2]))
         self.dtype, self.device = query.dtype, query.device
         self._version = None if key.is_inference() else key._version
         self._kept: Tensor | None = None
-
-    ndim = 4
-
-    def dim(self) -> int:
-        return 4
-
-    def size(self, axis: int | None = None) -> Any:
-        return self.shape if axis is None else self.shape[axis]
-
-    def numel(self) -> int:
-        return self.shape.numel()
-
-    def __len__(self) -> int:
-        return self.shape[0]
-
-    def __repr__(self) -> str:
-        return f"AttentionView(shape={tuple(self.shape)}, dtype={self.dtype})"
 
     # What is computed where it is asked for
 
@@ -135,6 +121,10 @@ class AttentionView:
 
     # As a tensor
 
+    @property
+    def requires_grad(self) -> bool:
+        return self._trains()
+
     def dense(self) -> Tensor:
         """All weights as a tensor of the model's dtype; differentiable where query and key are.
 
@@ -176,15 +166,6 @@ class AttentionView:
         rest: list[Any] = [p for p in (batch, head) if type(p) is not int]
         rest += [0 if type(p) is int else slice(None) for p in (queries, keys)]
         return block[tuple(rest)]
-
-    @classmethod
-    def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        return func(*_bare(args), **{name: _bare(one) for name, one in (kwargs or {}).items()})
-
-    def __getattr__(self, name: str) -> Any:
-        if name.startswith("_"):
-            raise AttributeError(name)
-        return getattr(self.dense(), name)
 
     def settle(self) -> None:
         """Keep the weights themselves where they are smaller than what they are computed from.
@@ -265,30 +246,6 @@ def _place(name: str, place: int | None, shape: torch.Size) -> int | None:
     if place is None:
         return None
     return int(index_of(name, place, shape[0 if name == "batch" else 1])[0])
-
-
-def _bare(given: Any) -> Any:
-    if isinstance(given, AttentionView):
-        return given.dense()
-    if isinstance(given, (tuple, list)):
-        return type(given)(map(_bare, given))
-    return given
-
-
-def _operation(name: str) -> Any:
-    def method(self: AttentionView, *others: Any) -> Any:
-        return getattr(self.dense(), name)(*_bare(others))
-
-    return method
-
-
-# Python looks for these in the class.
-for _name in (
-    *("iter", "eq", "ne", "lt", "le", "gt", "ge", "neg", "abs", "matmul", "rmatmul", "pow"),
-    *("add", "radd", "sub", "rsub", "mul", "rmul", "truediv", "rtruediv"),
-):
-    setattr(AttentionView, f"__{_name}__", _operation(f"__{_name}__"))
-AttentionView.__hash__ = object.__hash__  # type: ignore[method-assign]
 
 
 def collected() -> bool:

@@ -32,7 +32,7 @@ _EAGER = (
 
 @contextmanager
 def watch(
-    model: PreTrainedModel,
+    model: torch.nn.Module,
     watch: Watch | None = None,
     *,
     layers: int | str | Iterable[int | str] | None = None,
@@ -45,9 +45,9 @@ def watch(
 
     Parameters
     ----------
-    model : PreTrainedModel
-        Its parts (text, vision, audio) are switched too. After the block all of them have the
-        implementation that they had before.
+    model : Module
+        A model of transformers, compiled or wrapped or not. Its parts (text, vision, audio) are
+        switched too. After the block all of them have the implementation that they had before.
     watch : Watch, optional
         Facts to collect besides lse and max logit.
     layers : int, str or several, optional
@@ -78,7 +78,8 @@ def watch(
     RuntimeWarning
         Some layers cannot be reached; they are named.
     """
-    if not isinstance(model, PreTrainedModel):
+    model = getattr(model, "_orig_mod", model)
+    if not isinstance(model, torch.nn.Module) or not _parts(model):
         cure = "Models of other libraries: chumoku.torch.recording with chumoku.torch.use()."
         raise InvalidTypeError("model", shown(model), "a model of transformers", cure)
     if watch is not None and not isinstance(watch, Watch):
@@ -211,6 +212,11 @@ def _heads(heads: int | Iterable[int]) -> tuple[int, ...]:
 # The switch
 
 
+def _parts(model: torch.nn.Module) -> list[PreTrainedModel]:
+    """The models of transformers that a module is or holds."""
+    return [module for module in model.modules() if isinstance(module, PreTrainedModel)]
+
+
 def _configs(model: torch.nn.Module) -> list[Any]:
     """The configurations of a model and of all of its parts, each once."""
     found: dict[int, Any] = {}
@@ -222,21 +228,21 @@ def _configs(model: torch.nn.Module) -> list[Any]:
                 if getattr(config, name, None) is not None:
                     add(getattr(config, name))
 
-    for module in model.modules():
-        if isinstance(module, PreTrainedModel):
-            add(module.config)
+    for part in _parts(model):
+        add(part.config)
     return list(found.values())
 
 
 @contextmanager
-def _switched(model: PreTrainedModel) -> Iterator[None]:
+def _switched(model: torch.nn.Module) -> Iterator[None]:
     """Inside the block every part that can be is on chumoku's attention."""
     # The public name would switch a configuration's parts with it.
     before = [(config, config._attn_implementation_internal) for config in _configs(model)]
     told = logging.getLogger("transformers.modeling_utils")
     disabled, told.disabled = told.disabled, True  # what it warns of is told by _tell
     try:
-        model.set_attn_implementation(IMPLEMENTATION)
+        for part in _parts(model):
+            part.set_attn_implementation(IMPLEMENTATION)
     finally:
         told.disabled = disabled
     try:
@@ -258,7 +264,7 @@ def _unswitched(model: torch.nn.Module) -> dict[str, torch.nn.Module]:
     return found
 
 
-def _tell(model: PreTrainedModel, reached: dict[str, Any], missed: dict[str, Any]) -> None:
+def _tell(model: torch.nn.Module, reached: dict[str, Any], missed: dict[str, Any]) -> None:
     """Name the layers that stay unseen."""
     if not missed and reached:
         return

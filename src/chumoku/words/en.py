@@ -87,7 +87,7 @@ SENTENCES = {
     "look.mean_layer": "layer {layer}, mean of its {heads} heads",
     "look.one_head": "layer {layer}, head {head}",
     "look.heads_of": "layer {layer}, every head, seen from {token}",
-    "look.cut": "The text is longer than the model's {positions} positions: the first {read} tokens "
+    "look.cut": "The text is longer than the {positions} tokens that this model reads: the first {read} "
     "were read, {left} were left out.",
     "look.where": "Where each token looks",
     "look.words": "without special tokens",

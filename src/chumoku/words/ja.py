@@ -85,7 +85,7 @@ SENTENCES = {
     "look.mean_layer": "層 {layer}・{heads} ヘッドの平均",
     "look.one_head": "層 {layer}・ヘッド {head}",
     "look.heads_of": "層 {layer} の全ヘッド・{token} から見て",
-    "look.cut": "文がモデルの {positions} 個の位置に収まらないので、はじめの {read} トークンだけを読み、"
+    "look.cut": "このモデルで読むのは {positions} トークンまでなので、はじめの {read} トークンだけを読み、"
     "残りの {left} トークンは読んでいません。",
     "look.where": "それぞれのトークンはどこを見ている？",
     "look.words": "特殊トークンを除く",
