@@ -316,7 +316,9 @@ def test_heads_reads_so_many_texts_and_says_so(folder):
 def test_a_text_longer_than_the_model_says_what_was_done(folder):
     done = run("look", "a" * 50, "--model", str(folder), "--lang", "en")
     shown = " ".join(done.stdout.split())
-    assert "longer than the 24 tokens that this model reads: the first 24 were read, 28 were" in shown
+    assert (
+        "longer than the 24 tokens that this model reads: the first 24 were read, 28 were" in shown
+    )
     assert "10 more tokens. --all" in shown
     every = run("look", "a" * 50, "--model", str(folder), "--all").stdout
     assert "more tokens" not in every and every.count("\n") > done.stdout.count("\n")

@@ -78,8 +78,7 @@ def mask_function(
     allow_is_bidirectional_skip: bool = False,
     use_vmap: bool = False,
     device: Any = "cpu",
-    config: Any = None,
-    **_: Any,
+    **others: Any,
 ) -> LazyMask | Tensor | None:
     """The mask of a model, as AttentionMaskInterface asks for it.
 
@@ -95,8 +94,6 @@ def mask_function(
         Whether None may say that every query sees every key.
     use_vmap : bool
         Whether the function is written for single numbers.
-    config : PreTrainedConfig, optional
-        Of the model that asks.
 
     Returns
     -------
@@ -111,7 +108,7 @@ def mask_function(
     if torch.compiler.is_compiling():
         setting = Setting(batch_size, q_length, kv_length, 0, kv_offset)
         # Models that choose keys themselves compute with their mask.
-        dense = use_vmap, getattr(config, "index_topk", None) is not None
+        dense = use_vmap, getattr(others.get("config"), "index_topk", None) is not None
         return _compiled(function, padding, setting, q_offset, dense, device)
     if padding is not None:
         if padding.all():

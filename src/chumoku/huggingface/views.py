@@ -39,6 +39,7 @@ class AttentionView(Lazy):
 
     def __init__(self, query: Tensor, key: Tensor, options: dict[str, Any]) -> None:
         batch = max(query.shape[0], key.shape[0])
+        self._static = hasattr(key, "_dynamo_static_input_type")
         self._query, self._key = (x.expand(batch, *x.shape[1:]) for x in (query, key))
         self._options = options
         self.shape = torch.Size((batch, *query.shape[1:3], key.shape[2]))
@@ -178,7 +179,7 @@ class AttentionView(Lazy):
         if self.numel() <= self._key.numel():
             self._kept = self._computed(None, None, *map(np.arange, self.shape[2:]))
             del self._query, self._key, self._options
-        elif hasattr(self._key, "_dynamo_static_input_type"):
+        elif self._static:
             self._key, self._version = self._key.clone(), None
 
     def _trains(self) -> bool:
