@@ -16,7 +16,8 @@ from chumoku.archive import read_arrays, write_arrays
 from chumoku.errors import InvalidArgumentError, InvalidTypeError, UnavailableError
 from chumoku.kernels import KERNELS
 from chumoku.mask import Shape
-from chumoku.record import BUDGET, Recording, open_recordings
+from chumoku.record import BUDGET, Recording, open_recordings, opened, silent
+from chumoku.statistics import Statistics
 
 Q, K, V = Case((2, 4, 5, 8), (2, 2, 7, 8), 6).arrays()
 
@@ -452,3 +453,47 @@ def test_facts_put_together_by_hand_are_checked_before_a_file_is_written(tmp_pat
     with pytest.raises(InvalidArgumentError, match="lse: got int64"):
         run.save(tmp_path / "run.npz")
     assert not (tmp_path / "run.npz").exists()
+
+
+def test_malloc_is_told_after_large_calls(monkeypatch):
+    told = []
+    monkeypatch.setattr("chumoku.record._malloc_trim", lambda: told.append)
+    run = Recording()
+    for rows, times in ((2**20 - 1, 0), (2**20, 1)):
+        seen = Statistics(lse=np.zeros((1, rows), np.float32))
+        run.add(Shape((), 1, rows, 1), seen, None)
+        assert told == [0] * times
+    monkeypatch.setattr("chumoku.record._malloc_trim", lambda: None)
+    run.add(Shape((), 1, rows, 1), seen, None)
+    assert len(run) == 3
+
+
+def test_calls_of_some_names_only():
+    run = Recording(names=frozenset({"second"}))
+    query = np.ones((1, 2, 4), np.float32)
+    with opened(run):
+        for name in ("first", "second"):
+            with label(name):
+                attention(query, query, query)
+        with silent(), label("second"):
+            attention(query, query, query)
+    assert [entry.name for entry in run] == ["second"]
+
+
+def test_facts_of_some_heads():
+    random = np.random.default_rng(0)
+    query, key, value = random.standard_normal((3, 2, 4, 5, 8))
+    watch = Watch(top=2, received=True, picture=(2, 2), groups=np.arange(5) % 2)
+    run = Recording(watch, heads=(3, 1))
+    with opened(run):
+        _, whole = attention(query, key, value, watch=watch)
+    for name, fact in run[0].statistics.facts().items():
+        expected = getattr(whole, name)
+        pairs = zip(fact, expected, strict=True) if name == "picture" else [(fact, expected)]
+        for mine, all_heads in pairs:
+            assert np.array_equal(mine, all_heads[:, [3, 1]])
+    with (
+        opened(Recording(heads=(4,))),
+        pytest.raises(InvalidArgumentError, match=r"heads: got head 4, expected heads from 0 to 3"),
+    ):
+        attention(query, key, value)

@@ -346,7 +346,7 @@ def test_without_the_package_the_cure_is_named(
 ) -> None:
     (tmp_path / "tokenizer.json").write_text("{}")
     monkeypatch.setitem(sys.modules, "tokenizers", None)
-    with pytest.raises(UnavailableError, match=r"chumoku\[huggingface\]"):
+    with pytest.raises(UnavailableError, match=r"chumoku\[bert\]"):
         JsonTokenizer(tmp_path / "tokenizer.json")
 
 
