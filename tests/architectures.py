@@ -65,6 +65,24 @@ VISION = {
 }
 
 
+DEEPSEEK = {
+    **SIZES,
+    "num_key_value_heads": 4,
+    "moe_intermediate_size": 16,
+    "n_shared_experts": 1,
+    "n_routed_experts": 4,
+    "kv_lora_rank": 8,
+    "q_lora_rank": 8,
+    "qk_rope_head_dim": 4,
+    "qk_nope_head_dim": 8,
+    "v_head_dim": 10,
+    "n_group": 1,
+    "topk_group": 1,
+    "num_experts_per_tok": 2,
+    "first_k_dense_replace": 1,
+}
+
+
 @dataclass(frozen=True)
 class Architecture:
     """A kind of model: its class, its configuration, and what it is given."""
@@ -284,42 +302,14 @@ ARCHITECTURES = (
     Architecture(
         "deepseek-v3",
         "DeepseekV3ForCausalLM",
-        {
-            **SIZES,
-            "num_key_value_heads": 4,
-            "moe_intermediate_size": 16,
-            "n_shared_experts": 1,
-            "n_routed_experts": 4,
-            "kv_lora_rank": 8,
-            "q_lora_rank": 8,
-            "qk_rope_head_dim": 4,
-            "qk_nope_head_dim": 8,
-            "v_head_dim": 10,
-            "n_group": 1,
-            "topk_group": 1,
-            "num_experts_per_tok": 2,
-            "first_k_dense_replace": 1,
-        },
+        DEEPSEEK,
         what="values narrower than keys, experts",
     ),
     Architecture(
         "deepseek-v3.2",
         "DeepseekV32ForCausalLM",
         {
-            **SIZES,
-            "num_key_value_heads": 4,
-            "moe_intermediate_size": 16,
-            "n_shared_experts": 1,
-            "n_routed_experts": 4,
-            "kv_lora_rank": 8,
-            "q_lora_rank": 8,
-            "qk_rope_head_dim": 4,
-            "qk_nope_head_dim": 8,
-            "v_head_dim": 10,
-            "n_group": 1,
-            "topk_group": 1,
-            "num_experts_per_tok": 2,
-            "first_k_dense_replace": 1,
+            **DEEPSEEK,
             "index_topk": 6,
             "index_head_dim": 8,
             "index_n_heads": 2,

@@ -470,6 +470,7 @@ def test_look_at_a_picture(capsys, tmp_path):
     [
         ("decoder", ("--target", "x"), "--target does not go with the model decoder"),
         ("encoder", ("--generate", 3), "--generate does not go with the model encoder"),
+        ("decoder", ("--generate", 3, "--without", "0:1"), "--generate does not go with it"),
         ("pair", ("--query", "cat"), "--query does not go with the model pair"),
         ("pair", ("--without", "0:1"), "--without does not go with"),
         ("decoder", ("--layer", 7), "There is no layer 7"),

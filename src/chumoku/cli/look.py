@@ -11,7 +11,7 @@ from chumoku.cli.opening import opened
 from chumoku.cli.parser import TOP, Parser, Usage, pair, whole
 from chumoku.cli.shown import Draw, show
 from chumoku.models import DEFAULT_NAME
-from chumoku.view.crossed import cross_scene, image_scene, speech_scene
+from chumoku.view.crossed import cross_scene, image_scene
 from chumoku.view.scene import Model, model_of, scene
 from chumoku.view.terminal import cross, image, look, speech
 from chumoku.words import say
@@ -50,6 +50,8 @@ def run(arguments: Sequence[str], lang: str) -> int:
     given.check_pair(options.layer, options.head, lang)
     if options.query is not None and options.head is not None:
         raise Usage(say("usage.query_or_head", lang))
+    if options.generate and options.without:
+        raise Usage(say("usage.generate_or_without", lang))
     # What a model of transformers is given depends on its kind.
     model = None if options.model is None else opened(options.model, lang)
     kind = getattr(model, "kind", "text")
@@ -98,7 +100,7 @@ def _pair(model: PairModel, options: Namespace, lang: str) -> tuple[Any, Draw]:
 
 
 def _speech(model: SpeechModel, options: Namespace, lang: str) -> tuple[Any, Draw]:
-    seen = speech_scene(model.read(given.medium(options.text, lang)))
+    seen = model.read(given.medium(options.text, lang))
     return seen, lambda page: speech(seen, page)
 
 

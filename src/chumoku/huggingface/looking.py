@@ -1,4 +1,4 @@
-"""Texts, sounds and images as models of transformers look at them: what views draw."""
+"""Texts, and pairs of texts, as models of transformers look at them: what views draw."""
 
 from __future__ import annotations
 

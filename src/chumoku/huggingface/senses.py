@@ -15,7 +15,6 @@ from chumoku.errors import InvalidArgumentError, UnavailableError
 from chumoku.huggingface.loading import Loaded
 from chumoku.huggingface.watching import watch
 from chumoku.record import Recording
-from chumoku.statistics import Watch
 
 Floats = NDArray[np.float32]
 
@@ -169,7 +168,7 @@ class ImageModel:
         patch = self._model.config.patch_size
         tall, wide = (patch, patch) if isinstance(patch, int) else patch
         grid = given.shape[-2] // tall, given.shape[-1] // wide
-        every = watch(self._model, Watch(entropy=True), inputs=True, budget=None)
+        every = watch(self._model, inputs=True, budget=None)
         with every as run, torch.inference_mode():
             self._model(pixel_values=given)
         size = image.size[1], image.size[0]

@@ -1,4 +1,4 @@
-"""Scenes of two things: a target that looks at its source, words in a sound, an image's patches."""
+"""Scenes of two things: a target that looks at its source, and the patches of an image."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from chumoku.view.scene import Floats, Look, Row, among_words, largest
 
 if TYPE_CHECKING:
     from chumoku.huggingface.looking import Crossed
-    from chumoku.huggingface.senses import Heard, ImageModel, Seen, Spoken
+    from chumoku.huggingface.senses import ImageModel, Seen
     from chumoku.tokens import Token
 
 
@@ -47,25 +47,6 @@ class CrossScene:
     left_out: int
     weights: Floats
     rows: tuple[Row, ...]
-
-
-@dataclass(frozen=True)
-class SpeechScene:
-    """The words of a sound, and when they are said.
-
-    Attributes
-    ----------
-    model, file, text : str
-    seconds, left_out : float
-    words : tuple of chumoku.huggingface.senses.Spoken
-    """
-
-    model: str
-    file: str
-    text: str
-    seconds: float
-    left_out: float
-    words: tuple[Spoken, ...]
 
 
 @dataclass(frozen=True)
@@ -146,13 +127,6 @@ def _seen(query: int, weights: Floats, special: NDArray[np.bool_], top: int) -> 
     if to_words > 0:
         words = largest(among_words(weights, special), top, ~special)
     return Row(query, largest(weights, top, np.ones_like(special)), words, to_words)
-
-
-def speech_scene(heard: Heard) -> SpeechScene:
-    """The scene of a sound."""
-    return SpeechScene(
-        heard.model, heard.file, heard.text, heard.seconds, heard.left_out, heard.words
-    )
 
 
 def image_scene(

@@ -353,6 +353,7 @@ SENTENCES = {
     "image.place": "row {row}, column {column}",
     "image.rest": "The patches get {share} of the attention; the rest stays on the model's other tokens.",
     "usage.not_for_model": "{option} does not go with the model {model}.",
+    "usage.generate_or_without": "--without compares the same text with and without a head, so --generate does not go with it.",
     "usage.one_file": "This model takes one file: a sound for Whisper, an image for an image encoder.",
     "error.no_medium": "There is no file {path}. This model takes a sound or an image.",
     "error.no_transformers": 'The model {model} needs the package {package}. Install it with: pip install "chumoku[huggingface]"',

@@ -342,6 +342,7 @@ SENTENCES = {
     "image.place": "{row} 行 {column} 列",
     "image.rest": "パッチが受ける注目は {share}。残りはモデルのほかのトークンにとどまります。",
     "usage.not_for_model": "{option} はモデル {model} では使えません。",
+    "usage.generate_or_without": "--without は同じ文章をヘッドの有無で比べるので、--generate とは一緒に使えません。",
     "usage.one_file": "このモデルにはファイルを一つ渡します。Whisper には音声、画像エンコーダーには画像です。",
     "error.no_medium": "ファイル {path} がありません。このモデルには音声か画像を渡します。",
     "error.no_transformers": 'モデル {model} にはパッケージ {package} が必要です。次で入ります: pip install "chumoku[huggingface]"',

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import numpy as np
 
-from chumoku.view.crossed import CrossScene, ImageScene, SpeechScene
+from chumoku.view.crossed import CrossScene, ImageScene
 from chumoku.view.terminal.ink import (
     WIDEST,
     Line,
@@ -20,6 +22,9 @@ from chumoku.view.terminal.ink import (
 )
 from chumoku.view.terminal.names import Names
 from chumoku.words import say
+
+if TYPE_CHECKING:
+    from chumoku.huggingface.senses import Heard
 
 # Rows of a target that are shown unless all are asked for.
 ROWS = 24
@@ -68,7 +73,7 @@ def cross(scene: CrossScene, page: Page, *, every: bool = False) -> list[Line]:
     return [*lines, ()]
 
 
-def speech(scene: SpeechScene, page: Page) -> list[Line]:
+def speech(scene: Heard, page: Page) -> list[Line]:
     """Words and when they are said."""
     about = say("speech.about", page.lang, model=scene.model, seconds=f"{scene.seconds:.1f}")
     lines: list[Line] = [(), (Span("  "), Span(page.visible(scene.file), "strong"))]
