@@ -448,15 +448,20 @@ def recording(
         Filled call by call. Recordings may be nested: each gets every call made inside it.
         Threads started inside the block do not report to it.
     """
+    seen = checked(watch, inputs, budget)
+    with opened(seen):
+        yield seen
+
+
+def checked(watch: object, inputs: object, budget: object) -> Recording:
+    """An empty recording, or what is wrong with one of the three."""
     if watch is not None and not isinstance(watch, Watch):
         raise InvalidTypeError("watch", shown(watch), "Watch(top=8, entropy=True, ...)")
     if not isinstance(inputs, bool):
         raise InvalidTypeError("inputs", shown(inputs), "True or False")
     if budget is not None:
         budget = whole("budget", budget, 1, of="bytes", cure="None is no limit.")
-    seen = Recording(Watch() if watch is None else watch, inputs, budget)
-    with opened(seen):
-        yield seen
+    return Recording(Watch() if watch is None else watch, inputs, budget)
 
 
 @contextmanager

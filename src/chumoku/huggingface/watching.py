@@ -14,11 +14,11 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel
 
-from chumoku.checks import flag, list_of, shown, whole
+from chumoku.checks import list_of, shown, whole
 from chumoku.errors import InvalidArgumentError, InvalidTypeError, UnavailableError
 from chumoku.huggingface.bias import computed_bias
 from chumoku.huggingface.function import NAME, SILENCED
-from chumoku.record import BUDGET, Recording, opened
+from chumoku.record import BUDGET, Recording, checked, opened
 from chumoku.statistics import Watch
 from chumoku.torch import replace, restore
 from chumoku.torch.record import named
@@ -82,12 +82,8 @@ def watch(
     if not isinstance(model, torch.nn.Module) or not _parts(model):
         cure = "Models of other libraries: chumoku.torch.recording with chumoku.torch.use()."
         raise InvalidTypeError("model", shown(model), "a model of transformers", cure)
-    if watch is not None and not isinstance(watch, Watch):
-        raise InvalidTypeError("watch", shown(watch), "Watch(top=8, entropy=True, ...)")
-    if budget is not None:
-        budget = whole("budget", budget, 1, of="bytes", cure="None is no limit.")
+    run = checked(watch, inputs, budget)
     reached, missed = attention_layers(model)
-    run = Recording(Watch() if watch is None else watch, flag("inputs", inputs), budget)
     run.names = None if layers is None else _chosen(layers, list(reached))
     run.heads = None if heads is None else _heads(heads)
     with ExitStack() as stack:
