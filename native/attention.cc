@@ -7,6 +7,7 @@
 #include <memory>
 #include <new>
 
+#include "memory.h"
 #include "pool.h"
 #include "tile.h"
 
@@ -151,7 +152,7 @@ bool split_keys(const Problem& p, const Table& table, const std::vector<Panel>& 
 // walked well where only so few rows' weights can be kept.
 int64_t rows_of_item(const Problem& p, const Table& table) {
   int64_t kept_row = p.keys * (p.wide() ? 8 : 4) * 5 / 4;  // with what is kept beside the weights
-  bool few = kept_row * table.most_rows > kMostKept * 5 / 8 && kept_row * table.unit <= kMostKept;
+  bool few = kept_row * table.most_rows > kMostKept && kept_row * table.unit <= kMostKept;
   int64_t most = few ? table.unit : table.most_rows;
   int64_t pieces = (p.rows + most - 1) / most;
   return ((p.rows + pieces - 1) / pieces + table.unit - 1) / table.unit * table.unit;
@@ -227,12 +228,9 @@ bool with_totals(const Problem& p, const Table& table, int threads,
   int64_t rows = rows_of_item(p, table);
   int64_t items = p.batch * p.heads * ((p.rows + rows - 1) / rows);
   // Long waves leave no thread idle, short ones hold little memory.
-  constexpr int64_t kHeld = int64_t{4} << 20;
+  constexpr int64_t kHeld = int64_t{32} << 20;
   int64_t wave = std::clamp<int64_t>(kHeld / (16 * p.keys + 1), 4 * threads, 64 * threads);
-  struct Scratches {
-    Scratch each[3];
-  };
-  std::vector<Scratches> scratch(static_cast<size_t>(threads));
+  std::vector<Adder> adders(static_cast<size_t>(threads));
   for (int64_t begin = 0; begin < items; begin += wave) {
     std::vector<Item> held;
     for (int64_t i = begin; i < std::min(items, begin + wave); ++i) held.emplace_back(p, i, rows);
@@ -241,8 +239,12 @@ bool with_totals(const Problem& p, const Table& table, int threads,
             [&](int64_t i, int worker) {
               const Item& item = held[static_cast<size_t>(i)];
               table.add_totals(p, item.panel, item.part, finished,
-                               scratch[static_cast<size_t>(worker)].each);
+                               adders[static_cast<size_t>(worker)]);
             },
+            interrupted) ||
+        !parallel(
+            threads, threads,
+            [&](int64_t i, int) { table.add_waiting(adders[static_cast<size_t>(i)]); },
             interrupted))
       return false;
     for (const Item& item : held) item.join(p);
@@ -252,14 +254,19 @@ bool with_totals(const Problem& p, const Table& table, int threads,
 
 }  // namespace
 
-Scratch::~Scratch() { std::free(memory_); }
+void Scratch::free() {
+  if (memory_ && size_ >= kLarge)
+    give(memory_, size_);
+  else
+    std::free(memory_);
+  memory_ = nullptr;
+  size_ = 0;
+}
 
 char* Scratch::get(size_t bytes) {
   if (bytes > size_) {
-    std::free(memory_);
-    size_ = 0;
-    memory_ = static_cast<char*>(std::aligned_alloc(64, (bytes + 63) / 64 * 64));
-    if (!memory_) throw std::bad_alloc();
+    free();
+    memory_ = bytes >= kLarge ? take(bytes) : make(bytes).release();
     size_ = bytes;
   }
   return memory_;

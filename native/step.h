@@ -475,6 +475,7 @@ template <class T, int NV>
 template <class T>
 struct Buffers {
   T *scores, *weights, *bias, *candidates;
+  const T* ahead;  // what will be read next, as large as the weights
   T *alpha, *moved, *ref, *position;
   uint64_t* counters;  // query of each lane, then its head
   int32_t* candidate_keys;
@@ -507,6 +508,7 @@ void step(Queries<T>& g, const Tile<T>& tile, const Plan<T>& plan, const Problem
     score_tile<T, NV>(g, tile, plan, problem.width, [&](int key, int v, V s) {
       if (plan.top) candidates.offer(s, v, key);
       store(b.weights + key * kStep + v * L::n, sums.weigh(s, v));
+      __builtin_prefetch(b.ahead + key * kStep + v * L::n, 1, 2);
     });
     done = true;
     for (int v = 0; v < NV; ++v)

@@ -14,10 +14,10 @@
 namespace chumoku::CHUMOKU_ISA {
 namespace {
 
-// Adds one chunk of keys to the groups' states. Its weights go to `memory` if there is one.
+// Adds one chunk of keys to the groups' states. Its weights are kept where there is a keeper.
 template <class T>
 void walk_chunk(Walk<T>& walk, Queries<T>* groups, int64_t chunk, const Room<T>& room,
-                const Memory<T>& memory = {}) {
+                const Keeper<T>* keeper = nullptr) {
   const Problem& problem = walk.problem;
   Range keys{std::max(walk.seen.start / kTile * kTile, chunk * kChunk),
              std::min(walk.seen.stop, (chunk + 1) * kChunk)};
@@ -28,6 +28,7 @@ void walk_chunk(Walk<T>& walk, Queries<T>* groups, int64_t chunk, const Room<T>&
     int count = static_cast<int>(std::min<int64_t>(kTile, problem.keys - first));
     Tile<T> tile{};
     int checked = -1;
+    if (keeper) keeper->make_way(first);
     for (int i = 0; i < walk.count; ++i) {
       Queries<T>& g = groups[i];
       if (first >= g.seen.stop || first + count <= g.seen.start) continue;
@@ -44,11 +45,12 @@ void walk_chunk(Walk<T>& walk, Queries<T>* groups, int64_t chunk, const Room<T>&
       }
       if (problem.dropped) count_lanes(walk, g, room);
       Buffers<T> buffers = room.buffers;
-      if (memory.kept) {
-        Kept<T>& kept = memory.at(first, i);
+      if (keeper) {
+        Kept<T>& kept = keeper->memory.at(first)[i];
         kept.low = tile.low, kept.high = tile.high;
         kept.partly = copy_words(g, tile, count, kept.words);
         buffers.weights = kept.weights;
+        buffers.ahead = keeper->memory.at(first + kTile)[i].weights;
         buffers.ref = kept.ref;
       }
       step(g, tile, walk.plan, problem, walk.panel.batch, buffers);
@@ -296,7 +298,7 @@ void finish(const Problem& problem, const Panel& panel, char* total) {
 
 // All keys of a panel, finished into the output.
 template <class T>
-void walk_all(Walk<T>& walk, const Room<T>& room, const Memory<T>& memory) {
+void walk_all(Walk<T>& walk, const Room<T>& room, const Keeper<T>* keeper = nullptr) {
   const Problem& problem = walk.problem;
   for (int i = 0; i < walk.count; ++i) clear_group(problem, walk.groups[i]);
   Queries<T> later[kMostGroups];
@@ -311,7 +313,7 @@ void walk_all(Walk<T>& walk, const Room<T>& room, const Memory<T>& memory) {
       const Queries<T>& g = walk.groups[i];
       std::copy_n(g.state + kLeast * g.lanes, g.lanes, later[i].state + kLeast * g.lanes);
     }
-    walk_chunk(walk, begun ? later : walk.groups, c, room, memory);
+    walk_chunk(walk, begun ? later : walk.groups, c, room, keeper);
     for (int i = 0; begun && i < walk.count; ++i)
       merge_group(problem, walk.plan, walk.groups[i], later[i]);
     begun = true;
@@ -324,25 +326,32 @@ void whole(const Problem& problem, const Panel& panel, Scratch& scratch) {
   Room<T> room = room_of<T>(problem, panel.rows, scratch);
   Walk<T> walk(problem, panel);
   begin(walk, room.states[0], room);
-  walk_all(walk, room, {});
+  walk_all(walk, room);
 }
 
 // A panel of one head, finished unless it is already, and what its rows add to the facts.
 template <class T>
 void add_totals(const Problem& problem, const Panel& panel, const Part& part, bool finished,
-                Scratch* scratch) {
-  Room<T> room = room_of<T>(problem, panel.rows, scratch[0]);
+                Adder& adder) {
+  Room<T> room = room_of<T>(problem, panel.rows, adder.room);
   Walk<T> walk(problem, panel);
   begin(walk, room.states[0], room);
-  Memory<T> memory{};
-  if (!finished) {
-    int64_t bytes = Memory<T>::bytes(Memory<T>::tiles_of(walk.seen), walk.count);
-    // Masses are facts of a row: the same bits whatever rows are beside it.
-    if (bytes <= kMostKept && !problem.totals.masses)
-      memory.lay_out(scratch[1].get(static_cast<size_t>(bytes)), walk.seen, walk.count);
-    walk_all(walk, room, memory);
+  int64_t bytes = Memory<T>::bytes(Memory<T>::tiles_of(walk.seen), walk.count);
+  // Masses are facts of a row: the same bits whatever rows are beside it.
+  if (finished || bytes > kMostKept || problem.totals.masses) {
+    if (!finished) walk_all(walk, room);
+    if (stopping()) return;
+    add_waiting<T>(adder);
+    Finished<T> here = finished_of(walk, part, adder.sums);
+    add_rest(here, [&](int64_t first) { add_again(walk, first, room, here.adding); });
+    return;
   }
-  if (!stopping()) add_panel(walk, memory, room, part, scratch[2]);
+  Keeper<T> keeper = keeper_of(walk, adder);
+  walk_all(walk, room, &keeper);
+  if (stopping()) return;
+  add_waiting<T>(adder);
+  new (panel_of<T>(adder)) Finished<T>(finished_of(walk, part, adder.sums));
+  adder.waits = true;
 }
 
 template <class T>
@@ -418,6 +427,7 @@ constexpr Table kTable = {CHUMOKU_TEXT(CHUMOKU_ISA),
                           finish<T>,
                           weights<T>,
                           add_totals<T>,
+                          add_waiting<T>,
                           back<T>};
 
 const Table table_f32 = kTable<float>;

@@ -18,11 +18,16 @@ class Scratch {
   Scratch() = default;
   Scratch(const Scratch&) = delete;
   Scratch& operator=(const Scratch&) = delete;
-  ~Scratch();
+  ~Scratch() { free(); }
 
   char* get(size_t bytes);
 
  private:
+  // From here on huge pages are worth their while: half of the time goes to looking up small ones.
+  static constexpr size_t kLarge = size_t{2} << 20;
+
+  void free();
+
   char* memory_ = nullptr;
   size_t size_ = 0;
 };
@@ -49,7 +54,7 @@ static inline Row row_of(const Problem& problem, const Panel& panel, int64_t r) 
 Range seen_by(const Problem& problem, const Panel& panel);
 
 // Bytes of weights that are kept of a panel at most.
-constexpr int64_t kMostKept = int64_t{8} << 20;
+constexpr int64_t kMostKept = int64_t{24} << 20;
 
 // What some rows of one head add up over all keys.
 struct Part {
@@ -64,6 +69,15 @@ struct Part {
 static inline int64_t cell_of(int64_t place, int64_t cells, int64_t length) {
   return ((place + 1) * cells - 1) / length;
 }
+
+// Memory of one worker that adds up. The weights of its last panel wait to be added until the next
+// one takes their places.
+struct Adder {
+  Scratch room, kept, sums, panel;
+  int64_t tiles = 0;  // places for so many tiles
+  int groups = 0;     // of so many groups
+  bool waits = false;
+};
 
 // Some keys of one head, and the queries of its group in their order: group i is walked when turn()
 // says so (or never, when it says false), and done() lets the next block come to it.
@@ -90,8 +104,11 @@ struct Table {
   void (*merge)(const Problem&, int64_t rows, char* total, const char* part);
   void (*finish)(const Problem&, const Panel&, char* total);
   void (*weights)(const Problem&, const Block&, const Panel&, Scratch&);
-  // A panel of one head, finished unless it is already, and what its rows add to the facts.
-  void (*add_totals)(const Problem&, const Panel&, const Part&, bool finished, Scratch* three);
+  // A panel of one head, finished unless it is already, and what its rows add to the facts: now, or
+  // with the next panel.
+  void (*add_totals)(const Problem&, const Panel&, const Part&, bool finished, Adder&);
+  // What still waits.
+  void (*add_waiting)(Adder&);
   // What a block of keys adds to the gradients.
   void (*back)(const Problem&, const Gradients&, const KeyBlock&, Scratch* two);
 };

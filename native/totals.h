@@ -20,44 +20,38 @@ struct Kept {
   typename Lanes<T>::Word* words;
 };
 
-// What is kept of a panel, tile by tile.
+// Places for what is kept of a panel, tile by tile.
 template <class T>
 struct Memory {
   static constexpr int64_t kRows = kTile + 8 + 1 + 8 / sizeof(T);  // weights, reference, words
   static constexpr int64_t kLanes = 3 * Lanes<T>::n;
 
   Kept<T>* kept = nullptr;  // null: nothing is kept
-  T* numbers;
-  int64_t first_tile;
-  int count;  // groups
+  int64_t tiles;
+  int groups;
 
-  static int64_t bytes(int64_t tiles, int count) {
-    int64_t places = tiles * count;
+  static int64_t bytes(int64_t tiles, int groups) {
+    int64_t places = tiles * groups;
     return places * kLanes * kRows * static_cast<int64_t>(sizeof(T)) + places_bytes(places);
   }
   static int64_t places_bytes(int64_t places) {
     return (places * static_cast<int64_t>(sizeof(Kept<T>)) + 63) / 64 * 64;
   }
+  static int64_t tiles_of(Range seen) {
+    return seen.empty() ? 0 : (seen.stop + kTile - 1) / kTile - seen.start / kTile;
+  }
 
-  void lay_out(char* memory, Range seen, int groups) {
-    first_tile = seen.start / kTile;
-    count = groups;
-    int64_t places = tiles_of(seen) * groups;
-    kept = reinterpret_cast<Kept<T>*>(memory);
-    numbers = reinterpret_cast<T*>(memory + places_bytes(places));
-    for (int64_t i = 0; i < places; ++i) {
+  void clear() const {
+    T* numbers = reinterpret_cast<T*>(reinterpret_cast<char*>(kept) + places_bytes(tiles * groups));
+    for (int64_t i = 0; i < tiles * groups; ++i) {
       T* at = numbers + i * kLanes * kRows;
       T* words = at + kLanes * (kTile + 9);
       kept[i] = {0, 0, false, at, at + kLanes, reinterpret_cast<typename Lanes<T>::Word*>(words)};
     }
   }
-  static int64_t tiles_of(Range seen) {
-    return seen.empty() ? 0 : (seen.stop + kTile - 1) / kTile - seen.start / kTile;
-  }
 
-  Kept<T>& at(int64_t key, int group) const {
-    return kept[(key / kTile - first_tile) * count + group];
-  }
+  // A tile far on has the place of one before it.
+  Kept<T>* at(int64_t key) const { return kept + key / kTile % tiles * groups; }
 };
 
 // Bits of what a group's lanes see of a tile; all of them when it hides nothing.
@@ -242,52 +236,67 @@ void add_weights(const Walk<T>& walk, const Queries<T>& g, const Kept<T>& kept, 
   if (adding.part.cell_sum) add_cells(walk.problem, g, p, first, adding);
 }
 
-// One tile: its weights as they were kept, or taken again.
 template <class T>
-void add_tile(const Walk<T>& walk, int64_t first, const Memory<T>& memory, const Room<T>& room,
+void add_weights(const Walk<T>& walk, const Queries<T>& g, const Kept<T>& kept, const T* factors,
+                 int64_t first, const Adding<T>& adding) {
+  if (kept.partly)
+    add_weights<T, true>(walk, g, kept, factors, first, adding);
+  else
+    add_weights<T, false>(walk, g, kept, factors, first, adding);
+}
+
+// A tile's weights as they were kept. Their places are empty then.
+template <class T>
+void add_kept(const Walk<T>& walk, int64_t first, const Memory<T>& memory,
               const Adding<T>& adding) {
-  const Problem& problem = walk.problem;
-  int count = static_cast<int>(std::min<int64_t>(kTile, problem.keys - first));
-  if (adding.part.received) std::fill_n(adding.sums, kTile * Lanes<T>::n, T(0));
+  for (int i = 0; i < walk.count; ++i) {
+    const Queries<T>& g = walk.groups[i];
+    Kept<T>& kept = memory.at(first)[i];
+    if (!kept.high) continue;
+    alignas(64) T factors[3 * Lanes<T>::n];
+    for (int at = 0; at < g.lanes; at += Lanes<T>::n) {
+      // The reference of that time is not above the last one, where there is any.
+      Vec<T> way = load(kept.ref + at) - load(adding.ref + g.first + at);
+      way = lesser(larger(spread(walk.plan.unit.lowest), way), Vec<T>{});
+      store(factors + at, exp2_lanes<T>(way, walk.plan.unit) * load(adding.share + g.first + at));
+    }
+    add_weights(walk, g, kept, factors, first, adding);
+    kept.high = 0;
+  }
+}
+
+// A tile's weights taken again.
+template <class T>
+void add_again(const Walk<T>& walk, int64_t first, const Room<T>& room, const Adding<T>& adding) {
+  int count = static_cast<int>(std::min<int64_t>(kTile, walk.problem.keys - first));
   Tile<T> tile{};
   typename Lanes<T>::Word words[3 * Lanes<T>::n * 8 / sizeof(T)] __attribute__((aligned(64)));
   for (int i = 0; i < walk.count; ++i) {
     const Queries<T>& g = walk.groups[i];
-    const T *ref = adding.ref + g.first, *share = adding.share + g.first;
-    Kept<T> kept{0, 0, false, nullptr, room.buffers.weights, words};
-    alignas(64) T factors[3 * Lanes<T>::n];
-    if (memory.kept) {
-      kept = memory.at(first, i);
-      for (int at = 0; kept.high && at < g.lanes; at += Lanes<T>::n) {
-        // The reference of that time is not above the last one, where there is any.
-        Vec<T> way = larger(spread(walk.plan.unit.lowest), load(kept.ref + at) - load(ref + at));
-        store(factors + at,
-              exp2_lanes<T>(lesser(way, Vec<T>{}), walk.plan.unit) * load(share + at));
-      }
-    } else if (first < g.seen.stop && first + count > g.seen.start &&
-               look(walk, g, first, count, nullptr, room, &tile)) {
-      fetch_keys(walk, g, nullptr, first, count, room, &tile);
-      T* weights = room.buffers.weights;
-      if (g.vectors == 1) weigh_again<T, 1>(g, tile, walk.plan, problem.width, weights, ref);
-      if (g.vectors == 2) weigh_again<T, 2>(g, tile, walk.plan, problem.width, weights, ref);
-      if (g.vectors == 3) weigh_again<T, 3>(g, tile, walk.plan, problem.width, weights, ref);
-      kept.low = tile.low, kept.high = tile.high;
-      kept.partly = copy_words(g, tile, count, words);
-      std::copy_n(share, g.lanes, factors);
-    }
-    if (!kept.high) continue;
-    if (kept.partly)
-      add_weights<T, true>(walk, g, kept, factors, first, adding);
-    else
-      add_weights<T, false>(walk, g, kept, factors, first, adding);
+    if (first >= g.seen.stop || first + count <= g.seen.start) continue;
+    if (!look(walk, g, first, count, nullptr, room, &tile)) continue;
+    fetch_keys(walk, g, nullptr, first, count, room, &tile);
+    T *weights = room.buffers.weights, *ref = adding.ref + g.first;
+    int64_t width = walk.problem.width;
+    if (g.vectors == 1) weigh_again<T, 1>(g, tile, walk.plan, width, weights, ref);
+    if (g.vectors == 2) weigh_again<T, 2>(g, tile, walk.plan, width, weights, ref);
+    if (g.vectors == 3) weigh_again<T, 3>(g, tile, walk.plan, width, weights, ref);
+    bool partly = copy_words(g, tile, count, words);
+    Kept<T> seen{tile.low, tile.high, partly, nullptr, weights, words};
+    add_weights(walk, g, seen, adding.share + g.first, first, adding);
   }
-  if (adding.part.received) sum_lanes(adding.sums, count, adding.part.received + first);
 }
 
-// All tiles of a panel whose rows are finished.
+// A panel whose rows are finished, and how far it has been added.
 template <class T>
-void add_panel(const Walk<T>& walk, const Memory<T>& memory, const Room<T>& room, const Part& part,
-               Scratch& scratch) {
+struct Finished {
+  Walk<T> walk;
+  Adding<T> adding;
+  int64_t next;
+};
+
+template <class T>
+Finished<T> finished_of(const Walk<T>& walk, const Part& part, Scratch& scratch) {
   constexpr int64_t kLanes = kMostRows + 3 * Lanes<T>::n;
   int64_t columns = part.cell_sum ? walk.problem.totals.cell_columns : 0;
   size_t numbers = 2 * kLanes + kTile * Lanes<T>::n + static_cast<size_t>(columns) * kLanes;
@@ -303,11 +312,84 @@ void add_panel(const Walk<T>& walk, const Memory<T>& memory, const Room<T>& room
   std::fill_n(adding.cell_most, columns * kLanes, T(0));
   std::fill_n(adding.cell_sum, columns * kLanes, 0.0);
   recall_lanes(walk, adding);
-  for (int64_t first = walk.seen.start / kTile * kTile; first < walk.seen.stop; first += kTile) {
+  return {walk, adding, walk.seen.start / kTile * kTile};
+}
+
+// Adds its tiles that begin before `stop`: each by `add`.
+template <class T, class Add>
+void add_tiles(Finished<T>& panel, int64_t stop, const Add& add) {
+  const Walk<T>& walk = panel.walk;
+  const Adding<T>& adding = panel.adding;
+  for (; panel.next < std::min(stop, walk.seen.stop); panel.next += kTile) {
     if (stopping()) return;
-    add_tile(walk, first, memory, room, adding);
+    if (adding.part.received) std::fill_n(adding.sums, kTile * Lanes<T>::n, T(0));
+    add(panel.next);
+    int64_t count = std::min<int64_t>(kTile, walk.problem.keys - panel.next);
+    if (adding.part.received) sum_lanes(adding.sums, count, adding.part.received + panel.next);
   }
-  if (columns) pool_rows(walk.problem, walk.panel, adding);
+}
+
+// What is left of it.
+template <class T, class Add>
+void add_rest(Finished<T>& panel, const Add& add) {
+  add_tiles(panel, panel.walk.seen.stop, add);
+  if (panel.adding.part.cell_sum) pool_rows(panel.walk.problem, panel.walk.panel, panel.adding);
+}
+
+// Where the next panel keeps its weights, and the one before it that still lies there.
+template <class T>
+struct Keeper {
+  Memory<T> memory;
+  Finished<T>* waiting;  // may be null
+
+  // Empties the places of a tile.
+  void make_way(int64_t first) const {
+    if (waiting)
+      add_tiles(*waiting, first + 1,
+                [&](int64_t tile) { add_kept(waiting->walk, tile, memory, waiting->adding); });
+  }
+};
+
+template <class T>
+Memory<T> memory_of(Adder& adder) {
+  Memory<T> memory{};
+  memory.tiles = adder.tiles;
+  memory.groups = adder.groups;
+  int64_t bytes = Memory<T>::bytes(adder.tiles, adder.groups);
+  memory.kept = reinterpret_cast<Kept<T>*>(adder.kept.get(static_cast<size_t>(bytes)));
+  return memory;
+}
+
+template <class T>
+Finished<T>* panel_of(Adder& adder) {
+  return reinterpret_cast<Finished<T>*>(adder.panel.get(sizeof(Finished<T>)));
+}
+
+template <class T>
+void add_waiting(Adder& adder) {
+  if (!adder.waits) return;
+  adder.waits = false;
+  Finished<T>& panel = *panel_of<T>(adder);
+  Memory<T> memory = memory_of<T>(adder);
+  add_rest(panel, [&](int64_t first) { add_kept(panel.walk, first, memory, panel.adding); });
+}
+
+// Memory for the weights of a walk; what waits there is added first where it would be lost.
+template <class T>
+Keeper<T> keeper_of(const Walk<T>& walk, Adder& adder) {
+  int64_t tiles = Memory<T>::tiles_of(walk.seen);
+  bool fits = tiles <= adder.tiles && walk.count == adder.groups;
+  if (adder.waits) {
+    int64_t last = walk.seen.start / kTile * kTile + adder.tiles * kTile;
+    if (!fits || panel_of<T>(adder)->walk.seen.stop > last) add_waiting<T>(adder);
+  }
+  if (!fits) {
+    int64_t all = Memory<T>::tiles_of({0, walk.problem.keys});
+    adder.tiles = std::min(all, std::max(2 * tiles, adder.tiles));
+    adder.groups = walk.count;
+    memory_of<T>(adder).clear();
+  }
+  return {memory_of<T>(adder), adder.waits ? panel_of<T>(adder) : nullptr};
 }
 
 }  // namespace

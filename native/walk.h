@@ -257,7 +257,7 @@ Room<T> room_of(const Problem& problem, int64_t rows, Scratch& scratch) {
           numbers(3),
           numbers(12),
           numbers(13),
-          {numbers(4), numbers(5), numbers(6), numbers(14), per_lane, per_lane + lanes,
+          {numbers(4), numbers(5), numbers(6), numbers(14), numbers(5), per_lane, per_lane + lanes,
            per_lane + 2 * lanes, per_lane + 3 * lanes, reinterpret_cast<uint64_t*>(parts[8]),
            reinterpret_cast<int32_t*>(parts[15])},
           reinterpret_cast<typename Lanes<T>::Word*>(parts[9]),

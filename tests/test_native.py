@@ -418,7 +418,10 @@ def test_lists_of_any_length_hold_the_largest_scores(isa, top):
     assert np.array_equal(seen.top_keys, order)
 
 
-@pytest.mark.parametrize("keys", [700, 3000, 45_000])  # of the last, no weights can be kept
+FAR = 215_000  # keys of which no weights can be kept, in vectors of 256 bits or more
+
+
+@pytest.mark.parametrize("keys", [700, 3000, 45_000, FAR])
 def test_received_where_references_move(keys):
     rng = np.random.default_rng(keys)
     query, key, value = (rng.standard_normal((2, n, 8), dtype=np.float32) for n in (60, keys, keys))
@@ -433,6 +436,54 @@ def test_received_where_references_move(keys):
     assert np.allclose(seen.received_share, exact.received_share, rtol=1e-4, atol=1e-7)
     for half, wanted in zip(seen.picture, exact.picture, strict=True):
         assert np.allclose(half, wanted, rtol=1e-4, atol=1e-7)
+
+
+def received_everywhere(query, key, value, mask):
+    """What keys receive, against the reference and for several numbers of threads."""
+    watch = Watch(received=True, picture=(7, 30))
+    wide = (array.astype(np.float64) for array in (query, key, value))
+    _, exact = attention(*wide, mask=mask, watch=watch, kernel="reference")
+    first = None
+    for threads in (1, 2, 5):
+        _native.set_threads(threads)
+        _, seen = native(query, key, value, mask=mask, watch=watch)
+        assert np.allclose(seen.received, exact.received, rtol=2e-5, atol=1e-6)
+        assert np.allclose(seen.received_share, exact.received_share, rtol=2e-5, atol=1e-7)
+        for half, wanted in zip(seen.picture, exact.picture, strict=True):
+            assert np.allclose(half, wanted, rtol=2e-5, atol=1e-7)
+        first = first or seen
+        assert np.array_equal(seen.received, first.received)
+        assert np.array_equal(seen.picture[0], first.picture[0])
+
+
+@pytest.mark.parametrize("isa", _native.instruction_sets())
+@pytest.mark.parametrize(
+    "mask",
+    [
+        Causal(),
+        chumoku.Window(90, 0),
+        chumoku.Window(70, 200),
+        chumoku.Chunks(130) & Causal(),
+        chumoku.Documents(np.repeat([0, 1, 2, 3, 4], [3, 700, 5, 1200, 292])),
+        chumoku.Custom(lambda b, h, i, j: (j // 128 + i // 200 + h) % 3 == 0),
+    ],
+    ids=repr,
+)
+def test_received_of_panels_that_follow_one_another(isa, mask):
+    """The weights of a panel lie where those of the one before it lay."""
+    assert _native.set_instruction_set(isa)
+    rng = np.random.default_rng(3)
+    query, key, value = (rng.standard_normal((3, 2200, 6), dtype=np.float32) for _ in range(3))
+    received_everywhere(2 * query, key, value, mask)
+
+
+def test_received_of_panels_of_which_some_cannot_be_kept():
+    rng = np.random.default_rng(4)
+    query, key, value = (
+        rng.standard_normal((n, 4), dtype=np.float32) for n in (160, FAR + 450, FAR + 450)
+    )
+    rows, keys = np.repeat([0, 1], [100, 60]), np.repeat([0, 1], [450, FAR])
+    received_everywhere(query, key, value, chumoku.Documents(rows, keys))
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
