@@ -161,40 +161,44 @@ int64_t rows_of_item(const Problem& p, const Table& table) {
 // Some rows of one head, and what they add up until it is joined with the others.
 struct Item {
   Panel panel;
-  int64_t head = 0;
-  Memory memory;
+  int64_t head, keys, cells = 0;
   Part part{};
-  int64_t cells = 0;
 
-  Item(const Problem& p, int64_t index, int64_t rows) {
+  Item(const Problem& p, int64_t index, int64_t rows) : keys(p.totals.received ? p.keys : 0) {
     int64_t per_head = (p.rows + rows - 1) / rows, group = p.heads / p.kv_heads;
     head = index / per_head;
     int64_t first = index % per_head * rows, h = head % p.heads;
     panel = {head / p.heads, h / group, h % group * p.rows + first, std::min(rows, p.rows - first)};
     const Totals& t = p.totals;
-    int64_t keys = t.received ? p.keys : 0;
-    if (t.cell_sum) {
-      part.first_row = cell_of(p.query_of(first), t.cell_rows, t.queries);
-      int64_t last = cell_of(p.query_of(first + panel.rows - 1), t.cell_rows, t.queries);
-      cells = (last - part.first_row + 1) * t.cell_columns;
-    }
-    size_t bytes = static_cast<size_t>(2 * (keys + cells)) * 8;
-    memory = make(bytes + 64);
-    std::fill_n(memory.get(), bytes, 0);
-    part.received = keys ? reinterpret_cast<double*>(memory.get()) : nullptr;
-    part.seers = reinterpret_cast<int64_t*>(memory.get()) + keys;
+    if (!t.cell_sum) return;
+    part.first_row = cell_of(p.query_of(first), t.cell_rows, t.queries);
+    int64_t last = cell_of(p.query_of(first + panel.rows - 1), t.cell_rows, t.queries);
+    cells = (last - part.first_row + 1) * t.cell_columns;
+  }
+
+  int64_t numbers() const { return 2 * (keys + cells); }
+
+  void lay_out(char* memory) {
+    part.received = keys ? reinterpret_cast<double*>(memory) : nullptr;
+    part.seers = reinterpret_cast<int64_t*>(memory) + keys;
     part.cell_sum = cells ? reinterpret_cast<double*>(part.seers + keys) : nullptr;
     part.cell_most = part.cell_sum + cells;
   }
 
-  void join(const Problem& p) const {
+  void clear() const {
+    std::fill_n(part.seers - keys, 2 * keys, 0);
+    std::fill_n(part.cell_sum, 2 * cells, 0.0);
+  }
+
+  // One of `pieces` of the keys; the first has all cells, for items share them.
+  void join(const Problem& p, int64_t piece, int64_t pieces) const {
     const Totals& t = p.totals;
-    for (int64_t key = 0; part.received && key < p.keys; ++key) {
+    for (int64_t key = keys * piece / pieces; key < keys * (piece + 1) / pieces; ++key) {
       t.received[head * p.keys + key] += part.received[key];
       t.seers[head * p.keys + key] += part.seers[key];
     }
     int64_t start = (head * t.cell_rows + part.first_row) * t.cell_columns;
-    for (int64_t cell = 0; cell < cells; ++cell) {
+    for (int64_t cell = 0; piece == 0 && cell < cells; ++cell) {
       double& greatest = t.cell_most[start + cell];
       double here = part.cell_most[cell];
       t.cell_sum[start + cell] += part.cell_sum[cell];
@@ -231,23 +235,30 @@ bool with_totals(const Problem& p, const Table& table, int threads,
   constexpr int64_t kHeld = int64_t{32} << 20;
   int64_t wave = std::clamp<int64_t>(kHeld / (16 * p.keys + 1), 4 * threads, 64 * threads);
   std::vector<Adder> adders(static_cast<size_t>(threads));
+  Scratch memory;
   for (int64_t begin = 0; begin < items; begin += wave) {
     std::vector<Item> held;
-    for (int64_t i = begin; i < std::min(items, begin + wave); ++i) held.emplace_back(p, i, rows);
-    if (!parallel(
-            static_cast<int64_t>(held.size()), threads,
-            [&](int64_t i, int worker) {
-              const Item& item = held[static_cast<size_t>(i)];
-              table.add_totals(p, item.panel, item.part, finished,
-                               adders[static_cast<size_t>(worker)]);
-            },
-            interrupted) ||
-        !parallel(
-            threads, threads,
-            [&](int64_t i, int) { table.add_waiting(adders[static_cast<size_t>(i)]); },
-            interrupted))
+    int64_t numbers = 0;
+    for (int64_t i = begin; i < std::min(items, begin + wave); ++i)
+      numbers += held.emplace_back(p, i, rows).numbers();
+    char* at = memory.get(static_cast<size_t>(numbers) * 8);
+    for (Item& item : held) {
+      item.lay_out(at);
+      at += item.numbers() * 8;
+    }
+    auto add = [&](int64_t i, int worker) {
+      const Item& item = held[static_cast<size_t>(i)];
+      item.clear();
+      table.add_totals(p, item.panel, item.part, finished, adders[static_cast<size_t>(worker)]);
+    };
+    auto add_waiting = [&](int64_t i, int) { table.add_waiting(adders[static_cast<size_t>(i)]); };
+    auto join = [&](int64_t piece, int) {
+      for (const Item& item : held) item.join(p, piece, threads);
+    };
+    if (!parallel(static_cast<int64_t>(held.size()), threads, add, interrupted) ||
+        !parallel(threads, threads, add_waiting, interrupted) ||
+        !parallel(threads, threads, join, interrupted))
       return false;
-    for (const Item& item : held) item.join(p);
   }
   return true;
 }

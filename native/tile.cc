@@ -296,11 +296,43 @@ void finish(const Problem& problem, const Panel& panel, char* total) {
   }
 }
 
+// The scores of one tile say what lists that are still empty will end with at least.
+template <class T, int NV>
+void foresee_tile(const Queries<T>& g, const Tile<T>& tile, const Walk<T>& walk,
+                  const Buffers<T>& b) {
+  constexpr int n = Lanes<T>::n;
+  score_tile<T, NV>(g, tile, walk.plan, walk.problem.width,
+                    [&](int key, int v, Vec<T> s) { store(b.scores + (key * NV + v) * n, s); });
+  Candidates<T, NV> candidates{b.candidates, b.candidate_keys, {}, {}};
+  candidates.begin(g.state + kLeast * NV * n);
+  candidates.raise(b.scores, tile.low, tile.high, static_cast<int>(walk.plan.top));
+  for (int v = 0; v < NV; ++v) store(g.state + (kLeast * NV + v) * n, candidates.least[v]);
+}
+
+// Rows of texts look most at what is near, at the end of what they see: lists that take up the keys
+// in their order would drop nearly all of it again.
+template <class T>
+void foresee(const Walk<T>& walk, const Room<T>& room) {
+  constexpr int64_t kFar = 8 * kTile;  // so many keys make one tile more cheap
+  for (int i = 0; i < walk.count; ++i) {
+    const Queries<T>& g = walk.groups[i];
+    int64_t first = g.solid.stop - kTile;
+    if (g.few || walk.plan.top > kMostParts / 2 || first - g.solid.start < kFar) continue;
+    Tile<T> tile{};
+    if (!look(walk, g, first, kTile, nullptr, room, &tile)) continue;
+    fetch_keys(walk, g, nullptr, first, kTile, room, &tile);
+    if (g.vectors == 1) foresee_tile<T, 1>(g, tile, walk, room.buffers);
+    if (g.vectors == 2) foresee_tile<T, 2>(g, tile, walk, room.buffers);
+    if (g.vectors == 3) foresee_tile<T, 3>(g, tile, walk, room.buffers);
+  }
+}
+
 // All keys of a panel, finished into the output.
 template <class T>
 void walk_all(Walk<T>& walk, const Room<T>& room, const Keeper<T>* keeper = nullptr) {
   const Problem& problem = walk.problem;
   for (int i = 0; i < walk.count; ++i) clear_group(problem, walk.groups[i]);
+  if (walk.plan.top) foresee(walk, room);
   Queries<T> later[kMostGroups];
   std::copy_n(walk.groups, walk.count, later);
   lay_out<T>(problem, walk.panel.rows, room.states[1], later);

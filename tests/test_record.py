@@ -4,6 +4,7 @@ import json
 import threading
 import warnings
 from dataclasses import replace
+from types import SimpleNamespace
 
 import array_api_strict
 import numpy as np
@@ -11,7 +12,7 @@ import pytest
 import torch
 from cases import Case
 
-from chumoku import Causal, Watch, attention, label, recording, weights
+from chumoku import Causal, Watch, attention, label, record, recording, weights
 from chumoku.archive import read_arrays, write_arrays
 from chumoku.errors import InvalidArgumentError, InvalidTypeError, UnavailableError
 from chumoku.kernels import KERNELS
@@ -455,17 +456,36 @@ def test_facts_put_together_by_hand_are_checked_before_a_file_is_written(tmp_pat
     assert not (tmp_path / "run.npz").exists()
 
 
-def test_malloc_is_told_after_large_calls(monkeypatch):
-    told = []
-    monkeypatch.setattr("chumoku.record._malloc_trim", lambda: told.append)
+def test_malloc_is_told_when_much_lies_free_after_large_calls(monkeypatch):
+    told, heaps = [], SimpleNamespace(fordblks=2**28)
+    malloc = record._Malloc(lambda: heaps, told.append)
+    monkeypatch.setattr(record, "_malloc", lambda: malloc)
     run = Recording()
-    for rows, times in ((2**20 - 1, 0), (2**20, 1)):
+
+    def add(rows, free, times):
+        heaps.fordblks = free
         seen = Statistics(lse=np.zeros((1, rows), np.float32))
         run.add(Shape((), 1, rows, 1), seen, None)
         assert told == [0] * times
-    monkeypatch.setattr("chumoku.record._malloc_trim", lambda: None)
-    run.add(Shape((), 1, rows, 1), seen, None)
-    assert len(run) == 3
+
+    add(2**20 - 1, 2**28, 0)  # a small call
+    add(2**20, 2**28 - 1, 0)
+    add(2**20, 2**28, 1)
+    add(2**20, 2**29 - 1, 1)  # what was given back still counts as free
+    add(2**20, 2**29, 2)
+    add(2**20, 2**10, 2)  # the model is gone
+    add(2**20, 2**28 + 2**10, 3)
+    monkeypatch.setattr(record, "_malloc", lambda: None)
+    add(2**20, 2**30, 3)
+    assert len(run) == 8
+
+
+def test_what_malloc_holds_free_is_known():
+    malloc = record._malloc()
+    if malloc is None:
+        pytest.skip("this C library does not tell what it holds free")
+    assert 0 < malloc.heaps().fordblks < malloc.heaps().arena
+    malloc.give_back(0)
 
 
 def test_calls_of_some_names_only():

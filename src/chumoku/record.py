@@ -13,7 +13,7 @@ from functools import cache
 from math import prod
 from os import PathLike
 from threading import Lock
-from typing import Any
+from typing import Any, ClassVar
 from warnings import warn
 
 import numpy as np
@@ -48,6 +48,7 @@ _BESIDE = 2**14
 # splits the memory that they leave: malloc neither uses such memory again nor gives it back, if it
 # is not told to (8,192 tokens of 30 layers: 2.4 GB, and 10 % of the time for new pages).
 _LARGE = 2**22
+_GROWN = 2**28
 
 # Calls may report from several threads; a recording that runs full is put together anew.
 _adding = Lock()
@@ -141,10 +142,43 @@ def _rows(queries: int, stride: int) -> range:
     return range((queries - 1) % stride, queries, stride)
 
 
+class _Heaps(ctypes.Structure):
+    """What glibc tells of its heaps, in bytes and blocks: mallinfo2(3)."""
+
+    _fields_: ClassVar = [
+        (name, ctypes.c_size_t)
+        for name in (
+            *("arena", "ordblks", "smblks", "hblks", "hblkhd"),
+            *("usmblks", "fsmblks", "uordblks", "fordblks", "keepcost"),
+        )
+    ]
+
+
+@dataclass
+class _Malloc:
+    """Malloc, where it tells what it holds free and can be told to give that back."""
+
+    heaps: Callable[[], _Heaps]
+    give_back: Callable[[int], int]
+    free: int = 0  # bytes, when it was told last: their pages are given back, not the addresses
+
+    def trim(self) -> None:
+        """Give back what is free, when that has grown by `_GROWN`: pages must be made anew."""
+        free = self.heaps().fordblks
+        self.free = min(self.free, free)
+        if free - self.free >= _GROWN:
+            self.give_back(0)
+            self.free = self.heaps().fordblks
+
+
 @cache
-def _malloc_trim() -> Callable[[int], int] | None:
-    """What tells malloc to give memory back, where there is such a thing."""
-    return getattr(ctypes.CDLL(None), "malloc_trim", None)
+def _malloc() -> _Malloc | None:
+    library = ctypes.CDLL(None)
+    heaps, give_back = (getattr(library, name, None) for name in ("mallinfo2", "malloc_trim"))
+    if heaps is None or give_back is None:
+        return None
+    heaps.restype = _Heaps
+    return _Malloc(heaps, give_back)
 
 
 def _depth() -> int:
@@ -277,9 +311,8 @@ class Recording:
                 if self.budget is not None and self._held > self.budget:
                     self._give_up(self.budget)
             self._tell(before)
-            trim = _malloc_trim()
-            if trim is not None and entry.nbytes - entry._inputs >= _LARGE:
-                trim(0)
+            if entry.nbytes - entry._inputs >= _LARGE and (malloc := _malloc()):
+                malloc.trim()
 
     def _give_up(self, budget: int) -> None:
         """Come back into the budget, which is enough for one row of each call."""
