@@ -245,24 +245,55 @@ void add_weights(const Walk<T>& walk, const Queries<T>& g, const Kept<T>& kept, 
     add_weights<T, false>(walk, g, kept, factors, first, adding);
 }
 
+// Three groups at once, of which every row sees the whole tile: one sum for each key.
+template <class T>
+void add_three(const Kept<T>* kept, const T* factors, T* sums) {
+  constexpr int n = Lanes<T>::n, kLanes = 3 * n;
+  Vec<T> factor[9];
+  for (int i = 0; i < 9; ++i) factor[i] = load(factors + i * n);
+  for (int at = 0; at < kTile * kLanes; at += kLanes, sums += n) {
+    Vec<T> some[3] = {load(sums), {}, {}};
+#pragma GCC unroll 9
+    for (int i = 0; i < 9; ++i)
+      some[i % 3] = fma(load(kept[i / 3].weights + at + i % 3 * n), factor[i], some[i % 3]);
+    store(sums, some[0] + some[1] + some[2]);
+  }
+}
+
 // A tile's weights as they were kept. Their places are empty then.
 template <class T>
 void add_kept(const Walk<T>& walk, int64_t first, const Memory<T>& memory,
               const Adding<T>& adding) {
+  constexpr int kLanes = Memory<T>::kLanes;
+  Kept<T>* kept = memory.at(first);
+  alignas(64) T factors[kMostGroups * kLanes];
+  auto full = [&](int i) {
+    return !kept[i].partly && kept[i].low == 0 && kept[i].high == kTile &&
+           walk.groups[i].lanes == kLanes;
+  };
   for (int i = 0; i < walk.count; ++i) {
     const Queries<T>& g = walk.groups[i];
-    Kept<T>& kept = memory.at(first)[i];
-    if (!kept.high) continue;
-    alignas(64) T factors[3 * Lanes<T>::n];
-    for (int at = 0; at < g.lanes; at += Lanes<T>::n) {
+    for (int at = 0; kept[i].high && at < g.lanes; at += Lanes<T>::n) {
       // The reference of that time is not above the last one, where there is any.
-      Vec<T> way = load(kept.ref + at) - load(adding.ref + g.first + at);
+      Vec<T> way = load(kept[i].ref + at) - load(adding.ref + g.first + at);
       way = lesser(larger(spread(walk.plan.unit.lowest), way), Vec<T>{});
-      store(factors + at, exp2_lanes<T>(way, walk.plan.unit) * load(adding.share + g.first + at));
+      store(factors + i * kLanes + at,
+            exp2_lanes<T>(way, walk.plan.unit) * load(adding.share + g.first + at));
     }
-    add_weights(walk, g, kept, factors, first, adding);
-    kept.high = 0;
   }
+  bool alone = adding.part.received && !adding.part.cell_sum;
+  for (int i = 0; i < walk.count;) {
+    if (alone && i + 3 <= walk.count && full(i) && full(i + 1) && full(i + 2)) {
+      add_three(kept + i, factors + i * kLanes, adding.sums);
+      for (int64_t key = 0; key < kTile; ++key) adding.part.seers[first + key] += 3 * kLanes;
+      i += 3;
+    } else {
+      const Queries<T>& g = walk.groups[i];
+      if (kept[i].high) add_weights(walk, g, kept[i], factors + i * kLanes, first, adding);
+      ++i;
+    }
+  }
+  for (int i = 0; i < walk.count; ++i) kept[i].high = 0;
 }
 
 // A tile's weights taken again.

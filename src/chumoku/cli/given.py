@@ -66,13 +66,13 @@ def treebank(path: str, lang: str) -> str:
     return _file(path, lang)
 
 
-def medium(arguments: Sequence[str], lang: str) -> str:
-    """The one file that a model of sounds or images is given."""
+def medium(arguments: Sequence[str], missing: str, model: str, lang: str) -> str:
+    """The one file that a model of sounds or images is given; `missing` says there is none."""
     if len(arguments) != 1:
         raise Usage(say("usage.one_file", lang))
     path = arguments[0]
     if not os.path.isfile(path):
-        raise Problem(say("error.no_medium", lang, path=path))
+        raise Problem(say(missing, lang, path=path, model=model))
     return path
 
 

@@ -100,13 +100,13 @@ def _pair(model: PairModel, options: Namespace, lang: str) -> tuple[Any, Draw]:
 
 
 def _speech(model: SpeechModel, options: Namespace, lang: str) -> tuple[Any, Draw]:
-    seen = model.read(given.medium(options.text, lang))
+    seen = model.read(given.medium(options.text, "error.no_sound", model.name, lang))
     return seen, lambda page: speech(seen, page)
 
 
 def _image(model: ImageModel, options: Namespace, lang: str) -> tuple[Any, Draw]:
     _check_head(model, model.heads, len(model.layers), options, lang)
-    found = model.read(given.medium(options.text, lang))
+    found = model.read(given.medium(options.text, "error.no_image", model.name, lang))
     seen = image_scene(model, found, layer=options.layer, head=options.head, top=options.top)
     return seen, lambda page: image(seen, page)
 
@@ -125,13 +125,13 @@ def _check_options(options: Namespace, kind: str, model: Any, lang: str) -> None
     """Refuse what this kind of model does not have, rather than pass over it."""
     for name in ("layer", "head", "query", "without", "generate", "target"):
         value = getattr(options, name)
-        if value is None or value == [] or name in _TAKEN[kind]:
+        unable = name == "generate" and kind == "text" and not getattr(model, "writes", False)
+        if value is None or value == [] or (name in _TAKEN[kind] and not unable):
             continue
         title = DEFAULT_NAME if model is None else model.name
-        raise Usage(say("usage.not_for_model", lang, option=f"--{name}", model=title))
-    if options.generate and kind == "text" and not getattr(model, "writes", False):
-        title = DEFAULT_NAME if model is None else model.name
-        raise Usage(say("usage.not_for_model", lang, option="--generate", model=title))
+        needs = say(f"usage.needs.{name}", lang)
+        told = say("usage.not_for_model", lang, option=f"--{name}", model=title, needs=needs)
+        raise Usage(told)
 
 
 def _check_head(model: Any, heads: int, layers: int, options: Namespace, lang: str) -> None:

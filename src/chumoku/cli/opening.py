@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 from typing import TYPE_CHECKING, Any
 
@@ -30,6 +31,8 @@ def opened(name: str | None, lang: str) -> Any:
 
     told: Any = transformers.utils.logging
     told.set_verbosity_error()
+    # It tells of every try to fetch; the error at the end says enough.
+    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
     progress(say("model.loading", lang))
     loaded = loading.load(name)
     progress("")

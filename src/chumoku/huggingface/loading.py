@@ -26,6 +26,10 @@ _EXPECTED = (
     "a folder that save_pretrained wrote (weights in safetensors), or the name of a model that"
     " transformers has or can fetch"
 )
+_NO_FOLDER = (
+    "There is no folder of that name here; on the hub most names have an owner (owner/name), and"
+    " fetching needs the network."
+)
 
 
 @dataclass(frozen=True, eq=False)
@@ -144,6 +148,7 @@ def _asked(what: str, place: str, kind: str, **options: Any) -> Any:
             "model",
             got=f"{shown(place)}, of which transformers cannot load the {what} ({_first(error)})",
             expected=_EXPECTED,
+            cure="" if os.path.isdir(place) else _NO_FOLDER,
         ) from error
     finally:
         if bars:

@@ -77,7 +77,7 @@ def load_model(path: str | PathLike[str] | None = None) -> Encoder:
                 "model",
                 got=f"{shown(str(folder))}, {'without ' + name if isdir(folder) else 'no folder'}",
                 expected="a folder with config.json, model.safetensors and tokenizer.json",
-                cure="save_pretrained of a BERT model and of its fast tokenizer writes all three.",
+                cure="save_pretrained of a model and of its fast tokenizer writes all three.",
             )
     sizes, epsilon = _sizes(folder / "config.json")
     tokenizer = JsonTokenizer(folder / "tokenizer.json")

@@ -72,7 +72,7 @@ SENTENCES = {
     "error.unreadable": "{path} cannot be read: {reason}.",
     "error.unwritable": "{path} cannot be written: {reason}.",
     "error.not_utf8": "This is not UTF-8 text: {source}, from byte {place} on. Convert it first, "
-    "for example: iconv -f SHIFT_JIS -t UTF-8 FILE",
+    "for example: iconv -f SHIFT_JIS -t UTF-8 FILE. A sound or an image needs --model of its kind.",
     "error.layer": "There is no layer {value}. {model} has the layers 0 to {last}.",
     "error.head": "There is no head {value}. {model} has the heads 0 to {last} in each layer.",
     "error.token_index": "There is no token #{value}. The tokens are: {tokens}",
@@ -250,7 +250,7 @@ SENTENCES = {
     "them, and were left out.",
     "syntax.unknown": "{unknown} words have a token that the vocabulary lacks: the model does not see "
     "them.",
-    "syntax.alone": "{alone} sentences have a single word, with nowhere to look.",
+    "syntax.alone": "Sentences of one word, or of one token alone, with nowhere to look: {alone}.",
     "syntax.joined": "{joined} words share a token with another one and count as one place with it; "
     "{inside} relations within such a place were not scored.",
     "syntax.unseen": "A decoder sees only what stands before: heads and offsets chose among earlier "
@@ -342,7 +342,7 @@ SENTENCES = {
     "speech.about": "{model}: {seconds} s of sound",
     "speech.cut": "Whisper hears 30 s at a time: the last {seconds} s were not heard.",
     "speech.where": "When each word is said",
-    "speech.note": "seconds, from the cross attention of the heads that follow the sound",
+    "speech.note": "seconds, from the cross attention of the heads that follow the sound; pauses count into words",
     "image.where": "Where the model looks in the image",
     "image.note": "{rows} x {columns} patches; the taller the block, the more of the attention",
     "image.mean": "the mean of its {heads} heads",
@@ -352,11 +352,18 @@ SENTENCES = {
     "image.top": "Patches that it looks at most",
     "image.place": "row {row}, column {column}",
     "image.rest": "The patches get {share} of the attention; the rest stays on the model's other tokens.",
-    "usage.not_for_model": "{option} does not go with the model {model}.",
+    "usage.not_for_model": "{option} does not go with the model {model}. {needs}",
+    "usage.needs.layer": "Times of words come from heads of many layers: leave it out.",
+    "usage.needs.head": "Times of words come from heads of many layers: leave it out.",
+    "usage.needs.query": "It needs a model that reads one text: an encoder or a decoder.",
+    "usage.needs.without": "It needs a model that reads one text: an encoder or a decoder.",
+    "usage.needs.generate": "It needs a model that writes: a decoder or an encoder-decoder, named by --model.",
+    "usage.needs.target": "It needs an encoder-decoder, such as T5 or Marian, named by --model.",
     "usage.generate_or_without": "--without compares the same text with and without a head, so --generate does not go with it.",
     "usage.one_file": "This model takes one file: a sound for Whisper, an image for an image encoder.",
-    "error.no_medium": "There is no file {path}. This model takes a sound or an image.",
+    "error.no_sound": "There is no file {path}. {model} takes the file of a sound.",
+    "error.no_image": "There is no file {path}. {model} takes the file of an image.",
     "error.no_transformers": 'The model {model} needs the package {package}. Install it with: pip install "chumoku[huggingface]"',
-    "error.model_kind": "{model} does not read texts by themselves. Use: chumoku look --model",
+    "error.model_kind": "{model} does not read texts by themselves. chumoku look --model FOLDER FILE shows where it looks.",
     "error.model_inside": "{model} shows where it looks, but not the numbers inside. Take the default model, or the folder of a BERT model.",
 }
