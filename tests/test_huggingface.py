@@ -416,6 +416,7 @@ def test_recordings_with_heads_are_saved(tmp_path):
     run.save(tmp_path / "run.npz")
     again = chumoku.record.Recording.load(tmp_path / "run.npz")
     assert [entry.heads for entry in again] == [(2,), (2,)]
+    assert again.heads == (2,)
     assert np.array_equal(again[1].statistics.entropy, run[1].statistics.entropy.detach().numpy())
 
 
@@ -544,6 +545,9 @@ def test_a_part_outside_the_interface_is_named():
         ({"layers": "nothing"}, InvalidArgumentError, "layers"),
         ({"layers": [1.5]}, InvalidTypeError, "layers"),
         ({"layers": True}, InvalidTypeError, "layers"),
+        ({"layers": 1.0}, InvalidTypeError, "layers"),
+        ({"layers": []}, InvalidArgumentError, "layers.*no layer"),
+        ({"without": [(5, 0)]}, InvalidArgumentError, "without.*5"),
         ({"heads": -1}, InvalidArgumentError, "heads"),
         ({"heads": [1, 1]}, InvalidArgumentError, "heads"),
         ({"heads": []}, InvalidArgumentError, "heads"),

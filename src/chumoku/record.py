@@ -444,6 +444,8 @@ def _loaded(
         made.entries.append(Entry(str(told["name"]), shape, unflatten(facts), stride, kept))
     if by_entry:
         raise ValueError(f"facts of no call: {', '.join(by_entry)[:80]}")
+    kept_heads = {entry.heads for entry in made.entries}
+    made.heads = kept_heads.pop() if len(kept_heads) == 1 else None
     made._held, made._least = made.nbytes, sum(entry._least for entry in made.entries)
     return made
 

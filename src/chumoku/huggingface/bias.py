@@ -12,6 +12,9 @@ from torch import Tensor
 
 from chumoku.attention.call import Relative
 
+# Under which transformers knows chumoku.
+IMPLEMENTATION = "chumoku"
+
 
 class RelativeBias:
     """What stands for a layer's position_bias (1, heads, queries, keys).
@@ -61,6 +64,9 @@ def _is_relative(layer: torch.nn.Module) -> bool:
 
 def _hand_over(layer: Any, given: tuple[Any, ...], named: dict[str, Any]) -> Any:
     if torch.compiler.is_compiling() or len(given) > 1 or named.get("position_bias") is not None:
+        return None
+    # A copy of the model has this hook as well, and may be on another implementation.
+    if layer.config._attn_implementation != IMPLEMENTATION:
         return None
     cache = named.get("past_key_values")
     past = cache.get_seq_length(layer.layer_idx) if cache is not None else 0

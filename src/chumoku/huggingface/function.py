@@ -97,6 +97,10 @@ def attention_function(
         mask = _selected(mask, indices, key.shape[-2])
     bias = _with_position_bias(own, position_bias, query, key)
     sinks = None if s_aux is None else s_aux.reshape(-1).to(query.dtype)
+    if not torch.is_grad_enabled():
+        # What is kept of the call must not require gradients later.
+        sinks = None if sinks is None else sinks.detach()
+        bias = bias.detach() if isinstance(bias, Tensor) else bias
     asked = Asked(mask, scaling, softcap, drawn(dropout))
     name = getattr(module, NAME, "")
     if torch.compiler.is_compiling():

@@ -27,8 +27,17 @@ class Lazy:
     def dim(self) -> int:
         return len(self.shape)
 
-    def size(self, axis: int | None = None) -> Any:
-        return self.shape if axis is None else self.shape[axis]
+    def size(self, dim: int | None = None) -> Any:
+        return self.shape if dim is None else self.shape[dim]
+
+    def is_floating_point(self) -> bool:
+        return self.dtype.is_floating_point
+
+    def __dlpack__(self, **options: Any) -> Any:
+        return self.dense().__dlpack__(**options)
+
+    def __dlpack_device__(self) -> Any:
+        return self.dense().__dlpack_device__()
 
     def numel(self) -> int:
         return self.shape.numel()
@@ -74,6 +83,7 @@ for _name in (
     *("getitem", "iter", "eq", "ne", "lt", "le", "gt", "ge", "neg", "abs", "invert"),
     *("add", "radd", "sub", "rsub", "mul", "rmul", "truediv", "rtruediv", "pow", "matmul"),
     *("rmatmul", "and", "rand", "or", "ror", "xor", "rxor", "bool"),
+    *("floordiv", "rfloordiv", "mod", "rmod", "rpow", "pos", "contains"),
 ):
     setattr(Lazy, f"__{_name}__", _operation(f"__{_name}__"))
 Lazy.__hash__ = object.__hash__  # type: ignore[method-assign]

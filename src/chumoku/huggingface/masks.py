@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Hashable
+from functools import cache
 from typing import Any
 
 import numpy as np
 import torch
+import transformers
 from torch import Tensor
 from transformers import masking_utils
 
@@ -22,8 +25,9 @@ MOST = 2**30
 class LazyMask(Lazy):
     """What stands for the 4-D mask (batch, 1, queries, keys) of a model.
 
-    chumoku's attention takes the mask inside. A model that computes with its mask gets a boolean
-    tensor, as with "sdpa": any operation of PyTorch makes it.
+    chumoku's attention takes the mask inside. A model that computes with its mask gets a tensor,
+    which any operation of PyTorch makes: booleans, as with "sdpa", or numbers to be added, as
+    with "eager", where its model knows no "sdpa".
 
     Attributes
     ----------
@@ -32,19 +36,23 @@ class LazyMask(Lazy):
     shape : torch.Size
     """
 
-    def __init__(self, mask: Mask | Form | None, setting: Setting, device: Any) -> None:
+    def __init__(
+        self,
+        mask: Mask | Form | None,
+        setting: Setting,
+        device: Any,
+        dtype: torch.dtype = torch.bool,
+    ) -> None:
         self.mask, self._setting = mask, setting
-        self.device = torch.device(device)
+        self.device, self.dtype = torch.device(device), dtype
         self.shape = torch.Size((setting.batch, 1, setting.queries, setting.keys))
-
-    dtype = torch.bool
 
     def __repr__(self) -> str:
         return f"LazyMask({self.mask!r}, shape={tuple(self.shape)})"
 
     def dense(self) -> Tensor:
-        """The boolean tensor; True means may look."""
-        bytes_needed = self.shape.numel()
+        """The tensor: True means may look, or 0; what is hidden is the least number of a dtype."""
+        bytes_needed = self.shape.numel() * self.dtype.itemsize
         if bytes_needed > MOST:
             raise UnavailableError(
                 "attention_mask",
@@ -55,7 +63,7 @@ class LazyMask(Lazy):
         rows, keys = np.arange(self._setting.queries), np.arange(self._setting.keys)
         shape = self._setting.shape
         if self.mask is None:
-            return torch.ones(self.shape, dtype=torch.bool, device=self.device)
+            return as_numbers(torch.ones(self.shape, dtype=torch.bool), self.dtype).to(self.device)
         if isinstance(self.mask, Form):
             raise UnavailableError(
                 "attention_mask",
@@ -64,7 +72,21 @@ class LazyMask(Lazy):
                 cure='Use model.set_attn_implementation("sdpa") for it, or do not compile it.',
             )
         allowed = np.broadcast_to(self.mask.allowed(shape, rows, keys), self.shape)
-        return torch.from_numpy(np.array(allowed)).to(self.device)
+        return as_numbers(torch.from_numpy(np.array(allowed)), self.dtype).to(self.device)
+
+
+def as_numbers(allowed: Tensor, dtype: torch.dtype) -> Tensor:
+    """A boolean mask in another dtype: what is added to scores, as "eager" has it."""
+    if dtype == torch.bool:
+        return allowed
+    return torch.zeros(allowed.shape, dtype=dtype).masked_fill(~allowed, torch.finfo(dtype).min)
+
+
+@cache
+def _adds(kind: Hashable) -> bool:
+    """Whether models of such a configuration know "eager" alone, where masks are added."""
+    models: Any = transformers.MODEL_MAPPING
+    return bool(kind in models and not models[kind]._supports_sdpa)
 
 
 def mask_function(
@@ -78,6 +100,7 @@ def mask_function(
     allow_is_bidirectional_skip: bool = False,
     use_vmap: bool = False,
     device: Any = "cpu",
+    dtype: torch.dtype = torch.float32,
     **others: Any,
 ) -> LazyMask | Tensor | None:
     """The mask of a model, as AttentionMaskInterface asks for it.
@@ -94,6 +117,8 @@ def mask_function(
         Whether None may say that every query sees every key.
     use_vmap : bool
         Whether the function is written for single numbers.
+    dtype : torch.dtype
+        Of the mask as a tensor, where the model adds it.
 
     Returns
     -------
@@ -104,12 +129,14 @@ def mask_function(
     if isinstance(attention_mask, LazyMask):
         return attention_mask
     padding = _padding(attention_mask, kv_length, kv_offset)
-    function = mask_function
+    function, config = mask_function, others.get("config")
+    added = config is not None and _adds(type(config))  # type: ignore[arg-type]
     if torch.compiler.is_compiling():
         setting = Setting(batch_size, q_length, kv_length, 0, kv_offset)
         # Models that choose keys themselves compute with their mask.
-        dense = use_vmap, getattr(others.get("config"), "index_topk", None) is not None
-        return _compiled(function, padding, setting, q_offset, dense, device)
+        dense = use_vmap, added or getattr(config, "index_topk", None) is not None
+        found = _compiled(function, padding, setting, q_offset, dense, device)
+        return as_numbers(found, dtype) if added and isinstance(found, Tensor) else found
     if padding is not None:
         if padding.all():
             padding = None
@@ -121,7 +148,7 @@ def mask_function(
     mask = read(function, setting, use_vmap)
     if mask is None and allow_is_bidirectional_skip:
         return None
-    return LazyMask(mask, setting, device)
+    return LazyMask(mask, setting, device, dtype if added else torch.bool)
 
 
 def _padding(attention_mask: Tensor | None, keys: int, offset: int) -> Tensor | None:

@@ -387,7 +387,7 @@ def _all_of(parts: list[Any], setting: Setting) -> Mask | None:
     parts = _rebased(parts)
     bands = [part for part in parts if isinstance(part, _Between)]
     same = [part for part in parts if isinstance(part, _Same)]
-    of_queries, of_keys = _pure(parts)
+    of_queries, of_keys = _pure(parts, setting)
     if same and of_queries is not None:
         same[0] = _without(same[0], of_queries)
         of_queries = None
@@ -405,14 +405,21 @@ def _all_of(parts: list[Any], setting: Setting) -> Mask | None:
     return reduce(operator.and_, masks) if masks else None
 
 
-def _pure(parts: list[Any]) -> tuple[NDArray[np.bool_] | None, NDArray[np.bool_] | None]:
-    """What the queries alone and the keys alone allow: (batch or 1, length), or None."""
+def _pure(
+    parts: list[Any], setting: Setting
+) -> tuple[NDArray[np.bool_] | None, NDArray[np.bool_] | None]:
+    """What the queries alone and the keys alone allow: (batch or 1, length), or None.
+
+    What depends on neither, but on the batch entry, is said of the keys.
+    """
     found: list[NDArray[np.bool_] | None] = [None, None]
     for part in parts:
         if not isinstance(part, _Known):
             continue
         axis = 0 if part.of_queries else 1
         allowed = part.values.reshape(part.values.shape[0], -1).numpy()
+        length = setting.queries if part.of_queries else setting.keys
+        allowed = np.broadcast_to(allowed, (len(allowed), length))
         if not allowed.all():
             before = found[axis]
             found[axis] = allowed if before is None else before & allowed

@@ -14,6 +14,8 @@ from chumoku.attention import attention, weights
 from chumoku.attention.call import Relative, index_of
 from chumoku.errors import UnavailableError
 from chumoku.huggingface.lazy import Lazy
+from chumoku.mask import Mask
+from chumoku.mask.values import mask_of_entry
 from chumoku.record import silent
 from chumoku.statistics import Statistics, Watch
 from chumoku.torch.composed import composed
@@ -46,6 +48,15 @@ class AttentionView(Lazy):
         self.dtype, self.device = query.dtype, query.device
         self._version = None if key.is_inference() else key._version
         self._kept: Tensor | None = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        stale = self._version is not None and self._key._version != self._version
+        return {**vars(self), "_version": -1 if stale else self._version}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state)
+        if self._version is not None and self._version >= 0:
+            self._version = self._key._version  # a copy counts anew
 
     # What is computed where it is asked for
 
@@ -144,6 +155,15 @@ class AttentionView(Lazy):
         options = options_of(self._query, given["bias"], given["sinks"], asked)
         return composed(self._query, key, one, options)[0]
 
+    def retain_grad(self) -> None:
+        """There is no tensor whose gradient could be kept."""
+        raise UnavailableError(
+            "attentions",
+            got="retain_grad() of weights that are computed anew each time",
+            expected="a tensor",
+            cure="Keep one: weights = view.dense(), and use that in the loss.",
+        )
+
     def numpy(self) -> Any:
         """All weights as a NumPy array."""
         return self.dense().detach().numpy()
@@ -207,10 +227,15 @@ class AttentionView(Lazy):
             )
 
     def _computed(self, batch: int | None, head: int | None, rows: Any, keys: Any) -> Tensor:
-        """A block of one head or all, and of one batch entry if the mask is the same for all."""
+        """A block of one head or all, and of one batch entry where its mask is known."""
         query, key, options = self._query.detach(), self._key.detach(), dict(self._options)
         tensors = {"mask": options["mask"], "bias": options["bias"]}
-        if batch is not None and (tensors["mask"] is None or isinstance(tensors["mask"], Tensor)):
+        known = True
+        if isinstance(tensors["mask"], Mask) and batch is not None:
+            alone = mask_of_entry(tensors["mask"], batch)
+            known = alone is not None
+            tensors["mask"] = alone if known else tensors["mask"]
+        if batch is not None and known:
             query, key = query[batch : batch + 1], key[batch : batch + 1]
             for name, tensor in tensors.items():
                 tensors[name] = _cut(tensor, 0, batch)

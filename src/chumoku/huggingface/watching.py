@@ -7,23 +7,23 @@ import logging
 import re
 import warnings
 from collections.abc import Iterable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from fnmatch import fnmatchcase
+from threading import Lock
 from typing import Any
 
+import numpy as np
 import torch
 from transformers import PreTrainedModel
 
 from chumoku.checks import list_of, shown, whole
 from chumoku.errors import InvalidArgumentError, InvalidTypeError, UnavailableError
-from chumoku.huggingface.bias import computed_bias
+from chumoku.huggingface.bias import IMPLEMENTATION, computed_bias
 from chumoku.huggingface.function import NAME, SILENCED
 from chumoku.record import BUDGET, Recording, checked, opened
 from chumoku.statistics import Watch
 from chumoku.torch import replace, restore
 from chumoku.torch.record import named
-
-IMPLEMENTATION = "chumoku"
 
 _EAGER = (
     'For these, load the model with attn_implementation="eager" and pass output_attentions=True.'
@@ -64,7 +64,8 @@ def watch(
     Yields
     ------
     Recording
-        An entry for each call of each layer, under the name of its module.
+        An entry for each call of each layer, under the name of its module (inside another block,
+        under the name that it has there).
 
     Raises
     ------
@@ -84,18 +85,23 @@ def watch(
         raise InvalidTypeError("model", shown(model), "a model of transformers", cure)
     run = checked(watch, inputs, budget)
     reached, missed = attention_layers(model)
-    run.names = None if layers is None else _chosen(layers, list(reached))
+    numbers = _numbers(model, reached)
+    wanted = None if layers is None else _chosen("layers", layers, numbers)
     run.heads = None if heads is None else _heads(heads)
     with ExitStack() as stack:
         stack.enter_context(_switched(model))
         missed |= _unswitched(model)
         _tell(model, {n: m for n, m in reached.items() if n not in missed}, missed)
         for name, module in reached.items():
-            stack.enter_context(_told(module, NAME, name))
+            stack.enter_context(_named(module, name))
+        # A block around this one may have named them differently.
+        if wanted is not None:
+            run.names = frozenset(vars(reached[name])[NAME] for name in wanted)
         kind: type[torch.nn.Module] = torch.nn.MultiheadAttention
         plain = {name: module for name, module in reached.items() if type(module) is kind}
-        for name, silenced in _silenced(without, [n for n in reached if n not in plain]).items():
-            stack.enter_context(_told(reached[name], SILENCED, silenced))
+        apart = {name: number for name, number in numbers.items() if name not in plain}
+        for name, heads_of in _silenced(without, apart).items():
+            stack.enter_context(_silent(reached[name], heads_of))
         stack.enter_context(_replaced(plain))
         stack.enter_context(computed_bias(reached.values()))
         stack.enter_context(opened(run))
@@ -142,27 +148,75 @@ def _called_attention(module: torch.nn.Module) -> bool:
     return re.search(r"Attention|Attn", type(module).__name__) is not None
 
 
+def _numbers(model: torch.nn.Module, names: Iterable[str]) -> dict[str, int | None]:
+    """Which layer of its stack each is: the first number in its name inside the nearest model."""
+    parts = [name for name, m in model.named_modules() if isinstance(m, PreTrainedModel)]
+    found: dict[str, int | None] = {}
+    for name in names:
+        around = max(
+            (part for part in parts if f"{name}.".startswith(f"{part}.") or not part), key=len
+        )
+        own = name.removeprefix(around).split(".")
+        found[name] = next((int(word) for word in own if word.isdecimal()), None)
+    return found
+
+
+# How many blocks hold a layer's name or a configuration's implementation, and what was before.
+_held: dict[tuple[int, str], tuple[int, Any]] = {}
+_MISSING: Any = object()
+_holding = Lock()
+
+
 @contextmanager
-def _told(module: torch.nn.Module, what: str, value: Any) -> Iterator[None]:
-    """Tell a layer its name, or its silenced heads; inside another block it may be told already."""
-    before = vars(module).get(what)
-    setattr(module, what, value if before is None or what != NAME else before)
+def _holds(thing: Any, name: str, value: Any) -> Iterator[None]:
+    """Sets an attribute until the last of the blocks that hold it ends, in whatever order."""
+    key = id(thing), name
+    with _holding:
+        count, before = _held.get(key, (0, vars(thing).get(name, _MISSING)))
+        _held[key] = count + 1, before
+        if not count and value is not _MISSING:
+            vars(thing)[name] = value
     try:
         yield
     finally:
-        if before is None:
-            delattr(module, what)
+        with _holding:
+            count, before = _held.pop(key)
+            if count > 1:
+                _held[key] = count - 1, before
+            elif before is _MISSING:
+                vars(thing).pop(name, None)
+            else:
+                vars(thing)[name] = before
+
+
+def _named(module: torch.nn.Module, name: str) -> AbstractContextManager[None]:
+    """A layer knows its name; inside another block it has the one from there."""
+    return _holds(module, NAME, name)
+
+
+@contextmanager
+def _silent(module: torch.nn.Module, heads: set[int]) -> Iterator[None]:
+    """A layer silences these heads, beside those that it silences already."""
+    before = vars(module).get(SILENCED, frozenset())
+    vars(module)[SILENCED] = before | heads
+    try:
+        yield
+    finally:
+        if before:
+            vars(module)[SILENCED] = before
         else:
-            setattr(module, what, before)
+            vars(module).pop(SILENCED, None)
 
 
-def _silenced(pairs: Iterable[tuple[int | str, int]], names: list[str]) -> dict[str, set[int]]:
+def _silenced(
+    pairs: Iterable[tuple[int | str, int]], numbers: dict[str, int | None]
+) -> dict[str, set[int]]:
     """The heads to silence in each layer."""
     found: dict[str, set[int]] = {}
     for pair in list_of("without", pairs, "pairs of (layer, head)"):
         if not isinstance(pair, tuple) or len(pair) != 2:
             raise InvalidTypeError("without", shown(pair), "pairs of (layer, head)")
-        for name in _chosen(pair[0], names):
+        for name in _chosen("without", pair[0], numbers):
             found.setdefault(name, set()).add(whole("without", pair[1], 0))
     return found
 
@@ -180,25 +234,36 @@ def _replaced(modules: dict[str, torch.nn.Module]) -> Iterator[None]:
             restore(module)
 
 
-def _chosen(layers: int | str | Iterable[int | str], names: list[str]) -> frozenset[str]:
+def _chosen(
+    argument: str,
+    layers: int | str | Iterable[int | str],
+    numbers: dict[str, int | None],
+) -> frozenset[str]:
     """The names of the layers meant."""
-    several = [layers] if isinstance(layers, (int, str)) else list(layers)
+    several = [layers] if _is_one(layers) else list_of(argument, layers, "numbers or names")
     found: set[str] = set()
     for one in several:
-        if isinstance(one, bool) or not isinstance(one, (int, str)):
-            raise InvalidTypeError("layers", shown(one), "numbers or names of layers")
-        if isinstance(one, int):
-            meant = [name for name in names if str(one) in name.split(".")]
+        if not _is_one(one):
+            raise InvalidTypeError(argument, shown(one), "numbers or names of layers")
+        if isinstance(one, str):
+            meant = [name for name in numbers if fnmatchcase(name, one)]
         else:
-            meant = [name for name in names if fnmatchcase(name, one)]
+            meant = [name for name, number in numbers.items() if number == one]
         if not meant:
-            raise InvalidArgumentError("layers", shown(one), f"one of: {', '.join(names)}")
+            raise InvalidArgumentError(argument, shown(one), f"one of: {', '.join(numbers)}")
         found.update(meant)
+    if not found:
+        raise InvalidArgumentError(argument, "no layer", "one at least, or None for all")
     return frozenset(found)
 
 
+def _is_one(layer: object) -> bool:
+    return isinstance(layer, (int, np.integer, str)) and not isinstance(layer, bool)
+
+
 def _heads(heads: int | Iterable[int]) -> tuple[int, ...]:
-    several = [heads] if isinstance(heads, int) else list(heads)
+    one = isinstance(heads, (int, np.integer))
+    several = [heads] if one else list_of("heads", heads, "one number or several")
     found = tuple(whole("heads", head, 0) for head in several)
     if not found or len(set(found)) < len(found):
         raise InvalidArgumentError("heads", shown(several), "different heads, one at least")
@@ -232,20 +297,18 @@ def _configs(model: torch.nn.Module) -> list[Any]:
 @contextmanager
 def _switched(model: torch.nn.Module) -> Iterator[None]:
     """Inside the block every part that can be is on chumoku's attention."""
-    # The public name would switch a configuration's parts with it.
-    before = [(config, config._attn_implementation_internal) for config in _configs(model)]
-    told = logging.getLogger("transformers.modeling_utils")
-    disabled, told.disabled = told.disabled, True  # what it warns of is told by _tell
-    try:
-        for part in _parts(model):
-            part.set_attn_implementation(IMPLEMENTATION)
-    finally:
-        told.disabled = disabled
-    try:
+    with ExitStack() as stack:
+        for config in _configs(model):
+            # The public name would switch a configuration's parts with it.
+            stack.enter_context(_holds(config, "_attn_implementation_internal", _MISSING))
+        told = logging.getLogger("transformers.modeling_utils")
+        disabled, told.disabled = told.disabled, True  # what it warns of is told by _tell
+        try:
+            for part in _parts(model):
+                part.set_attn_implementation(IMPLEMENTATION)
+        finally:
+            told.disabled = disabled
         yield
-    finally:
-        for config, implementation in before:
-            config._attn_implementation_internal = implementation
 
 
 def _unswitched(model: torch.nn.Module) -> dict[str, torch.nn.Module]:

@@ -13,7 +13,7 @@ from numpy.typing import ArrayLike
 from chumoku.arrays import array_of
 from chumoku.checks import shown, whole
 from chumoku.errors import InvalidArgumentError, InvalidTypeError
-from chumoku.mask.base import All, Any_, Mask
+from chumoku.mask.base import All, Any_, Cells, Mask
 from chumoku.mask.lowered import Asked, Lowered, Runs, band, documents, flat
 from chumoku.mask.shape import FARTHEST, Bools, Ints, Shape, broadcast
 
@@ -336,3 +336,33 @@ def _first_offset(mask: Mask, shape: Shape) -> Ints | None:
     parts = mask.parts if isinstance(mask, (All, Any_)) else ()
     found = (_first_offset(part, shape) for part in parts)
     return next((offset for offset in found if offset is not None), None)
+
+
+def mask_of_entry(mask: Mask, entry: int) -> Mask | None:
+    """The mask of one entry of a batch of one axis; None where a function alone knows it."""
+
+    def own(values: Any) -> Any:
+        return values if values is None or np.ndim(values) == 0 else values[entry % len(values)]
+
+    match mask:
+        case Causal():
+            return Causal(own(mask.offset))
+        case Window():
+            return Window(mask.left, mask.right, own(mask.offset))
+        case Chunks():
+            return Chunks(mask.size, own(mask.offset))
+        case Prefix():
+            return Prefix(own(mask.n))
+        case Lengths():
+            return Lengths(own(mask.keys), own(mask.queries), mask.side)
+        case Documents():
+            ids = (np.asarray(x) for x in (mask.query_ids, mask.key_ids))
+            return Documents(*(x if x.ndim == 1 else x[entry % len(x)] for x in ids))
+        case Cells():
+            array = mask.array
+            return mask if array.ndim < 4 else Cells(array[entry % len(array)][None])
+        case All() | Any_():
+            parts = [mask_of_entry(part, entry) for part in mask.parts]
+            return None if None in parts else type(mask)(tuple(p for p in parts if p is not None))
+        case _:
+            return None
