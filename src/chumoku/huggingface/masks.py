@@ -100,7 +100,6 @@ def mask_function(
     allow_is_bidirectional_skip: bool = False,
     use_vmap: bool = False,
     device: Any = "cpu",
-    dtype: torch.dtype = torch.float32,
     **others: Any,
 ) -> LazyMask | Tensor | None:
     """The mask of a model, as AttentionMaskInterface asks for it.
@@ -117,8 +116,8 @@ def mask_function(
         Whether None may say that every query sees every key.
     use_vmap : bool
         Whether the function is written for single numbers.
-    dtype : torch.dtype
-        Of the mask as a tensor, where the model adds it.
+    others
+        Of these, config and dtype: a model that knows "eager" alone adds its mask.
 
     Returns
     -------
@@ -129,7 +128,8 @@ def mask_function(
     if isinstance(attention_mask, LazyMask):
         return attention_mask
     padding = _padding(attention_mask, kv_length, kv_offset)
-    function, config = mask_function, others.get("config")
+    function, config, dtype = mask_function, others.get("config"), others.get("dtype")
+    dtype = dtype or torch.float32
     added = config is not None and _adds(type(config))  # type: ignore[arg-type]
     if torch.compiler.is_compiling():
         setting = Setting(batch_size, q_length, kv_length, 0, kv_offset)
