@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <atomic>
 #include <cstdlib>
+#include <cstring>
 #include <memory>
 #include <new>
 
@@ -263,6 +264,30 @@ bool with_totals(const Problem& p, const Table& table, int threads,
   return true;
 }
 
+// Keys or values whose heads lie inside the rows are walked for every panel in steps of all heads:
+// of many, a copy of each head in huge pages is read faster.
+bool pack(const Problem& p, View& view, int64_t width, Scratch& memory, int threads,
+          const Interrupted& interrupted) {
+  constexpr int64_t kMany = 4096, kBlock = 1024;
+  int64_t row = width * p.item();
+  if (p.keys < kMany || p.rows < kMany || view.column != p.item() || view.row <= row) return true;
+  char* to = memory.get(static_cast<size_t>(p.batch * p.kv_heads * p.keys * row));
+  int64_t blocks = (p.keys + kBlock - 1) / kBlock;
+  auto copy = [&](int64_t item, int) {
+    int64_t head = item / blocks, first = item % blocks * kBlock;
+    for (int64_t j = first; j < std::min(p.keys, first + kBlock); ++j)
+      std::memcpy(to + (head * p.keys + j) * row, view.at(head / p.kv_heads, head % p.kv_heads, j),
+                  static_cast<size_t>(row));
+  };
+  if (!parallel(p.batch * p.kv_heads * blocks, threads, copy, interrupted)) return false;
+  view.data = to;
+  view.head = p.keys * row;
+  view.row = row;
+  for (int64_t b = 0; b < p.batch; ++b)
+    view.batch[static_cast<size_t>(b)] = b * p.kv_heads * view.head;
+  return true;
+}
+
 }  // namespace
 
 void Scratch::free() {
@@ -320,19 +345,23 @@ bool set_instruction_set(const std::string& name) {
   return false;
 }
 
-bool attention(const Problem& p, int threads, const Interrupted& interrupted) {
-  if (p.batch * p.heads * p.rows == 0) return true;
+bool attention(const Problem& given, int threads, const Interrupted& interrupted) {
+  if (given.batch * given.heads * given.rows == 0) return true;
+  Problem p = given;
   const Table& table = table_of(p);
   // A thread costs some microseconds to wake; small calls stay on the caller's.
   double work = 1.0 * p.batch * p.heads * p.rows * p.keys * (p.width + p.value_width);
   if (work < 2e5) threads = 1;
+  Scratch keys, values;
+  if (!pack(p, p.key, p.width, keys, threads, interrupted) ||
+      !pack(p, p.value, p.value_width, values, threads, interrupted))
+    return false;
   if (!p.totals.received && !p.totals.cell_sum && !p.totals.masses)
     return forward(p, table, threads, interrupted);
-  Problem recalling = p;
   size_t rows = static_cast<size_t>(p.batch * p.heads * p.rows);
   Memory recall = make(2 * rows * (p.wide() ? 8 : 4));
-  recalling.recall = recall.get();
-  return with_totals(recalling, table, threads, interrupted);
+  p.recall = recall.get();
+  return with_totals(p, table, threads, interrupted);
 }
 
 bool weights(const Problem& p, const Block& block, int threads, const Interrupted& interrupted) {

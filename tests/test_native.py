@@ -501,6 +501,21 @@ def test_the_output_lies_as_the_query_does(dtype):
     assert wanted.flags.c_contiguous
 
 
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_long_keys_inside_their_rows_are_packed(dtype):
+    """Of 4,096 rows and keys or more: the same bits as of keys that lie heads first."""
+    rng = np.random.default_rng(0)
+    shapes = (2, 2, 4100, 5), (2, 2, 4200, 5), (2, 2, 4200, 3)
+    query, key, value = (rng.standard_normal(shape).astype(dtype) for shape in shapes)
+    options = {"mask": Causal(), "watch": Watch(top=3, entropy=True, received=True)}
+    wanted, facts = native(query, key, value, **options)
+    inside = [np.ascontiguousarray(x.swapaxes(1, 2)).swapaxes(1, 2) for x in (key, value)]
+    output, seen = native(query, *inside, **options)
+    assert output.tobytes() == wanted.tobytes()
+    for name, fact in seen.facts().items():
+        assert np.array_equal(fact, facts.facts()[name]), name
+
+
 # Memory of results
 
 
