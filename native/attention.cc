@@ -264,11 +264,13 @@ bool with_totals(const Problem& p, const Table& table, int threads,
   return true;
 }
 
+constexpr int64_t kMany = 4096;
+
 // Keys or values whose heads lie inside the rows are walked for every panel in steps of all heads:
 // of many, a copy of each head in huge pages is read faster.
 bool pack(const Problem& p, View& view, int64_t width, Scratch& memory, int threads,
           const Interrupted& interrupted) {
-  constexpr int64_t kMany = 4096, kBlock = 1024;
+  constexpr int64_t kBlock = 1024;
   int64_t row = width * p.item();
   if (p.keys < kMany || p.rows < kMany || view.column != p.item() || view.row <= row) return true;
   char* to = memory.get(static_cast<size_t>(p.batch * p.kv_heads * p.keys * row));
@@ -347,17 +349,18 @@ bool set_instruction_set(const std::string& name) {
 
 bool attention(const Problem& given, int threads, const Interrupted& interrupted) {
   if (given.batch * given.heads * given.rows == 0) return true;
-  Problem p = given;
-  const Table& table = table_of(p);
+  const Table& table = table_of(given);
   // A thread costs some microseconds to wake; small calls stay on the caller's.
-  double work = 1.0 * p.batch * p.heads * p.rows * p.keys * (p.width + p.value_width);
-  if (work < 2e5) threads = 1;
+  double work = 1.0 * given.batch * given.heads * given.rows * given.keys;
+  if (work * (given.width + given.value_width) < 2e5) threads = 1;
+  bool adds = given.totals.received || given.totals.cell_sum || given.totals.masses;
+  if (!adds && given.keys < kMany) return forward(given, table, threads, interrupted);
+  Problem p = given;
   Scratch keys, values;
   if (!pack(p, p.key, p.width, keys, threads, interrupted) ||
       !pack(p, p.value, p.value_width, values, threads, interrupted))
     return false;
-  if (!p.totals.received && !p.totals.cell_sum && !p.totals.masses)
-    return forward(p, table, threads, interrupted);
+  if (!adds) return forward(p, table, threads, interrupted);
   size_t rows = static_cast<size_t>(p.batch * p.heads * p.rows);
   Memory recall = make(2 * rows * (p.wide() ? 8 : 4));
   p.recall = recall.get();

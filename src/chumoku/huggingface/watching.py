@@ -7,7 +7,7 @@ import logging
 import re
 import warnings
 from collections.abc import Iterable, Iterator
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager
 from fnmatch import fnmatchcase
 from threading import Lock
 from typing import Any
@@ -93,7 +93,7 @@ def watch(
         missed |= _unswitched(model)
         _tell(model, {n: m for n, m in reached.items() if n not in missed}, missed)
         for name, module in reached.items():
-            stack.enter_context(_named(module, name))
+            stack.enter_context(_holds(module, NAME, name))
         # A block around this one may have named them differently.
         if wanted is not None:
             run.names = frozenset(vars(reached[name])[NAME] for name in wanted)
@@ -187,11 +187,6 @@ def _holds(thing: Any, name: str, value: Any) -> Iterator[None]:
                 vars(thing).pop(name, None)
             else:
                 vars(thing)[name] = before
-
-
-def _named(module: torch.nn.Module, name: str) -> AbstractContextManager[None]:
-    """A layer knows its name; inside another block it has the one from there."""
-    return _holds(module, NAME, name)
 
 
 @contextmanager
