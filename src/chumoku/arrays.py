@@ -1,8 +1,8 @@
 """The caller's kinds of arrays: in as NumPy views of the same memory, out as the same kind.
 
 NumPy arrays, PyTorch tensors on the CPU, and the arrays of any library that follows the array API
-standard and exports its memory through DLPack. torch is looked up, never imported: who brings a
-tensor has imported it.
+standard and exports its memory through DLPack. Tensors on a GPU stay tensors, where a call may be
+made there. torch is looked up, never imported: who brings a tensor has imported it.
 """
 
 from __future__ import annotations
@@ -64,6 +64,7 @@ class Guest(ABC):
     """Arrays of one kind on their way in and back out."""
 
     what: str
+    on_gpu = False
 
     @abstractmethod
     def owns(self, value: Any) -> bool:
@@ -84,6 +85,33 @@ class Guest(ABC):
     @abstractmethod
     def spread(self, array: Any, shape: tuple[int, ...]) -> Any:
         """The caller's array broadcast to a shape, nothing copied."""
+
+    def expanded(self, view: Any, shape: tuple[int, ...]) -> Any:
+        """A view broadcast to a shape; ValueError where it does not fit."""
+        return np.broadcast_to(view, shape)
+
+    def turned(self, view: Any, rows: int, columns: int) -> Any:
+        """(..., rows, columns) of a view (..., rows + columns - 1): row after row one to the left.
+
+        Nothing is copied.
+        """
+        *lead, step = view.strides
+        shape = (*view.shape[:-1], rows, columns)
+        first = view[..., rows - 1 :]
+        return np.lib.stride_tricks.as_strided(first, shape, (*lead, -step, step), writeable=False)
+
+    def chosen(self, view: Any, places: NDArray[np.int64]) -> Any:
+        """A view at these places of its last axis."""
+        return view[..., places]
+
+    def summed(self, view: Any, axes: tuple[int, ...]) -> Any:
+        """The sum over some axes, in float32 at least."""
+        real = np.float64 if view.dtype == np.float64 else np.float32
+        return view.sum(axis=axes, dtype=real)
+
+    def rounded(self, view: Any, like: Any) -> Any:
+        """The same numbers in the dtype of another view."""
+        return view.astype(like.dtype, copy=False)
 
     def array(self, name: str, value: Any, wanted: Wanted = FLOATS) -> NDArray[Any]:
         """A NumPy view of one argument, of a dtype that is wanted.
@@ -107,7 +135,8 @@ class Guest(ABC):
                 cure="Make all of them one kind; np.asarray and torch.as_tensor share the memory.",
             )
         array = self.view(name, value, wanted)
-        if dtype_name(array.dtype) not in wanted.dtypes or not array.dtype.isnative:
+        native = getattr(array.dtype, "isnative", True)
+        if dtype_name(array.dtype) not in wanted.dtypes or not native:
             raise _wrong_dtype(name, str(array.dtype), wanted)
         if array.ndim > MOST_AXES:
             raise _too_many_axes(name, array.ndim)
@@ -165,7 +194,8 @@ class _Torch(Guest):
         except (AttributeError, RuntimeError, TypeError, ValueError):
             return None
 
-    def view(self, name: str, value: Any, wanted: Wanted) -> NDArray[Any]:
+    def checked(self, name: str, value: Any, wanted: Wanted) -> str:
+        """The dtype of a tensor that is plain numbers on some device."""
         torch = self.torch
         if type(value) is not torch.Tensor and type(value) is not torch.nn.Parameter:
             raise UnavailableError(
@@ -174,7 +204,7 @@ class _Torch(Guest):
                 expected="a plain tensor",
                 cure="tensor.as_subclass(torch.Tensor) makes one, if it has plain memory.",
             )
-        dtype = str(value.dtype).removeprefix("torch.")
+        dtype = dtype_name(value.dtype)
         if wanted.dtypes and dtype not in wanted.dtypes:
             raise _wrong_dtype(name, dtype, wanted)
         if value.ndim > MOST_AXES:
@@ -192,6 +222,10 @@ class _Torch(Guest):
             way = "to_padded_tensor(0.0)" if value.is_nested else "to_dense()"
             cure = f"tensor.{way} is one."
             raise UnavailableError(name, f"a {layout} tensor", "a dense tensor", cure)
+        return dtype
+
+    def view(self, name: str, value: Any, wanted: Wanted) -> NDArray[Any]:
+        torch, dtype = self.torch, self.checked(name, value, wanted)
         if value.device.type != "cpu":
             got = f"a tensor on {value.device}"
             raise UnavailableError(name, got, "a tensor on the CPU", "Move it with .cpu().")
@@ -218,6 +252,84 @@ class _Torch(Guest):
 
     def spread(self, array: Any, shape: tuple[int, ...]) -> Any:
         return array.expand(shape)
+
+
+class _OnGPU(_Torch):
+    """Tensors on the query's GPU: they are their own views."""
+
+    on_gpu = True
+
+    def __init__(self, torch: Any, device: Any) -> None:
+        super().__init__(torch)
+        self.device = device
+        self.what = f"a PyTorch tensor on {device}"
+
+    def plain(self, value: Any) -> None:
+        return None
+
+    def view(self, name: str, value: Any, wanted: Wanted) -> Any:
+        self.checked(name, value, wanted)
+        if value.device != self.device:
+            got, expected = f"a tensor on {value.device}", f"{self.what}, as the query is"
+            raise UnavailableError(name, got, expected, "Move it with .to(query.device).")
+        return value.detach().resolve_neg()
+
+    def back(self, array: Any) -> Any:
+        return array
+
+    def expanded(self, view: Any, shape: tuple[int, ...]) -> Any:
+        try:
+            return view.expand(shape)
+        except RuntimeError as error:
+            raise ValueError(str(error)) from None
+
+    def turned(self, view: Any, rows: int, columns: int) -> Any:
+        *lead, step = view.stride()
+        shape = (*view.shape[:-1], rows, columns)
+        return Strided(view[..., rows - 1 :], shape, (*lead, -step, step))
+
+    def chosen(self, view: Any, places: NDArray[np.int64]) -> Any:
+        return view[..., self.torch.from_numpy(places).to(self.device)]
+
+    def summed(self, view: Any, axes: tuple[int, ...]) -> Any:
+        return view.sum(dim=axes, dtype=self.torch.float32)
+
+    def rounded(self, view: Any, like: Any) -> Any:
+        return view.to(like.dtype)
+
+
+class Strided(NamedTuple):
+    """A view of a tensor with strides that tensors cannot have: below 0."""
+
+    base: Any
+    shape: tuple[int, ...]
+    strides: tuple[int, ...]
+
+    @property
+    def dtype(self) -> Any:
+        """That of the tensor."""
+        return self.base.dtype
+
+    def stride(self) -> tuple[int, ...]:
+        """In numbers, as a tensor's."""
+        return self.strides
+
+    def data_ptr(self) -> int:
+        """Where the first number lies."""
+        return int(self.base.data_ptr())
+
+    def element_size(self) -> int:
+        """Bytes of a number."""
+        return int(self.base.element_size())
+
+    def expand(self, shape: tuple[int, ...]) -> Strided:
+        """Broadcast to a shape, as a tensor is."""
+        more = len(shape) - len(self.shape)
+        if more < 0 or any(a not in (1, b) for a, b in zip(self.shape, shape[more:], strict=True)):
+            raise RuntimeError(f"{self.shape} does not broadcast to {shape}")
+        kept = zip(self.shape, shape[more:], self.strides, strict=True)
+        steps = (step if own == size else 0 for own, size, step in kept)
+        return Strided(self.base, shape, (*(0,) * more, *steps))
 
 
 class _Standard(Guest):
@@ -269,13 +381,20 @@ _NUMPY = _NumPy()
 
 
 @cache
-def dtype_name(dtype: np.dtype[Any]) -> str:
-    """dtype.name, which NumPy puts together anew each time."""
-    return dtype.name
+def dtype_name(dtype: Any) -> str:
+    """The name of NumPy's dtype, which it puts together anew each time, or of PyTorch's."""
+    return getattr(dtype, "name", "") or str(dtype).removeprefix("torch.")
 
 
-def guest_of(query: Any) -> Guest:
+def lies_on_gpu(tensor: Any) -> bool:
+    """Whether a tensor's numbers are on a GPU that kernels are written for."""
+    return bool(tensor.device.type == "cuda")
+
+
+def guest_of(query: Any, gpu: bool = False) -> Guest:
     """How arrays of the query's kind come in and go out; on whose threads the call will run.
+
+    Where `gpu` is true, tensors on a GPU may come too, and stay there.
 
     Raises
     ------
@@ -285,28 +404,38 @@ def guest_of(query: Any) -> Guest:
     guest = _guest(query)
     if guest is None:
         raise _stranger("query", query, FLOATS)
+    if gpu and isinstance(guest, _Torch) and lies_on_gpu(query):
+        return _OnGPU(guest.torch, query.device)
     _native.beside_host(isinstance(guest, _Torch))
     return guest
 
 
-def any_array(name: str, value: Any, wanted: Wanted) -> NDArray[Any]:
-    """A NumPy view of an argument that need not be of the query's kind: a mask, positions."""
+def any_array(name: str, value: Any, wanted: Wanted, gpu: bool = False) -> Any:
+    """A NumPy view of an argument that need not be of the query's kind: a mask, positions.
+
+    What lies on a GPU is copied from there; where `gpu` is true, it stays.
+    """
     guest = _guest(value)
     if guest is None:
         raise _stranger(name, value, wanted)
+    if isinstance(guest, _Torch) and lies_on_gpu(value):
+        array: Any = _OnGPU(guest.torch, value.device).array(name, value, wanted)
+        return array if gpu else array.cpu().numpy()
     return guest.array(name, value, wanted)
 
 
 def memory_of(name: str, value: Any, detach: bool = False) -> NDArray[Any] | None:
     """A NumPy view of an array of any kind and dtype; None of what is no array.
 
-    A tensor that requires a gradient is refused, unless the caller says that numbers alone are
-    wanted.
+    What lies on a GPU is copied from there. A tensor that requires a gradient is refused, unless
+    the caller says that numbers alone are wanted.
     """
     guest = _guest(value)
     if guest is None:
         return None
     plain = value.detach() if detach and isinstance(guest, _Torch) else value
+    if isinstance(guest, _Torch) and lies_on_gpu(value):
+        plain = plain.cpu()
     return guest.view(name, plain, _ANYTHING)
 
 

@@ -4,10 +4,7 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
-import numpy as np
-from numpy.typing import NDArray
-
-from chumoku.arrays import Guest, guest_of
+from chumoku.arrays import Guest, dtype_name, guest_of
 from chumoku.attention.call import NOTHING, arrays_of, check, choose, lse_of, same_dtype
 from chumoku.checks import shown
 from chumoku.dropout import Dropout
@@ -83,7 +80,7 @@ def attention_backward(
     InvalidArgumentError, InvalidTypeError, UnavailableError
         As `attention`.
     """
-    guest = guest_of(query)
+    guest = guest_of(query, gpu=True)
     arrays = arrays_of(guest, query=query, key=key, value=value)
     given = guest.array("output_gradient", output_gradient)
     same_dtype("output_gradient", given, arrays["query"].dtype)
@@ -103,10 +100,10 @@ def attention_backward(
     )
     found = choose(call, kernel).backward(call, upstream)
 
-    def back(gradient: NDArray[Any] | None, like: NDArray[Any] | None) -> Any:
+    def back(gradient: Array | None, like: Array | None) -> Any:
         if gradient is None or like is None:
             return None
-        return guest.back(summed(gradient, like.shape).astype(like.dtype, copy=False))
+        return guest.back(guest.rounded(summed(guest, gradient, like.shape), like))
 
     return Gradients(
         query=back(found.query, arrays["query"]),
@@ -117,42 +114,36 @@ def attention_backward(
     )
 
 
-def summed(gradient: NDArray[Any], shape: tuple[int, ...]) -> NDArray[Any]:
+def summed(guest: Guest, gradient: Array, shape: tuple[int, ...]) -> Array:
     """The gradient of an array of this shape that was broadcast."""
     more = gradient.ndim - len(shape)
     axes = [*range(more)]
     axes += [
         more + i for i, size in enumerate(shape) if size == 1 and gradient.shape[more + i] != 1
     ]
-    whole = gradient.sum(axis=tuple(axes), dtype=_sum_dtype(gradient)) if axes else gradient
-    return np.asarray(whole.reshape(shape))
+    whole = guest.summed(gradient, tuple(axes)) if axes else gradient
+    return whole.reshape(shape)
 
 
-def _sum_dtype(array: NDArray[Any]) -> np.dtype[Any]:
-    return np.dtype(np.float64 if array.dtype == np.float64 else np.float32)
-
-
-def _outputs(name: str, call: Call, array: NDArray[Any], rank: int) -> NDArray[Any]:
+def _outputs(name: str, call: Call, array: Array, rank: int) -> Array:
     """An array of the output's shape, with all axes of the call."""
     whole = (*call.query.shape[:-1], call.value.shape[-1])
     expected = whole[len(whole) - rank :]
     if array.shape != expected:
         raise InvalidArgumentError(
-            name, f"shape {array.shape}", f"{expected}, as the output of the same call has"
+            name, f"shape {tuple(array.shape)}", f"{expected}, as the output of the same call has"
         )
     return array.reshape(whole)
 
 
-def _known_output(guest: Guest, call: Call, output: Array, rank: int) -> NDArray[Any]:
+def _known_output(guest: Guest, call: Call, output: Array, rank: int) -> Array:
     array = guest.array("output", output)
-    if call.query.dtype.itemsize > 2 or array.dtype != np.float32:
+    if call.query.dtype.itemsize > 2 or dtype_name(array.dtype) != "float32":
         same_dtype("output", array, call.query.dtype)
     return _outputs("output", call, array, rank)
 
 
-def _rows(
-    guest: Guest, name: str, call: Call, given: Array | None, rank: int
-) -> NDArray[Any] | None:
+def _rows(guest: Guest, name: str, call: Call, given: Array | None, rank: int) -> Array | None:
     """A statistic of each row, or its gradient, with all axes of the call."""
     if given is None:
         return None

@@ -10,12 +10,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from chumoku.arrays import POSITIONS, Guest, any_array
+from chumoku.arrays import POSITIONS, Guest, any_array, dtype_name
 from chumoku.checks import real, shown
 from chumoku.dropout import Dropout
 from chumoku.errors import InvalidArgumentError, InvalidTypeError, UnavailableError
 from chumoku.kernels import KERNELS, Call, Kernel
-from chumoku.mask import Cells, Mask
+from chumoku.mask import All, Any_, Cells, Mask, as_mask
 from chumoku.statistics import Array, Statistics, Watch
 
 # The reference holds the whole matrix in float64; beyond this it is taken only by name.
@@ -80,31 +80,32 @@ def choose(call: Call, name: str | None) -> Kernel:
 # Checking
 
 
-def arrays_of(guest: Guest, **given: Array) -> dict[str, NDArray[Any]]:
-    """NumPy views of query, key and value: floats of one dtype, with two axes or more."""
-    arrays: dict[str, NDArray[Any]] = {}
+def arrays_of(guest: Guest, **given: Array) -> dict[str, Array]:
+    """Views of query, key and value: floats of one dtype, with two axes or more."""
+    arrays: dict[str, Array] = {}
     for name, value in given.items():
         array = arrays[name] = guest.array(name, value)
         if array.ndim < 2:
-            raise InvalidArgumentError(name, f"shape {array.shape}", "(..., heads, length, width)")
+            got = f"shape {tuple(array.shape)}"
+            raise InvalidArgumentError(name, got, "(..., heads, length, width)")
         same_dtype(name, array, arrays["query"].dtype)
     return arrays
 
 
-def same_dtype(name: str, array: NDArray[Any], dtype: np.dtype[Any]) -> None:
+def same_dtype(name: str, array: Array, dtype: Any) -> None:
     """Refuse an array of another dtype than the query's."""
     if array.dtype != dtype:
         raise InvalidTypeError(
             name,
-            got=str(array.dtype),
-            expected=f"{dtype}, as the query has",
+            got=dtype_name(array.dtype),
+            expected=f"{dtype_name(dtype)}, as the query has",
             cure="Convert one of them; chumoku never narrows or widens silently.",
         )
 
 
 def check(
     guest: Guest,
-    arrays: dict[str, NDArray[Any]],
+    arrays: dict[str, Array],
     mask: Mask | Array | None,
     bias: Array | None,
     scale: float | None,
@@ -115,11 +116,12 @@ def check(
     lead: tuple[int, ...] = (),
 ) -> Call:
     """The call in its normal form; `lead` are leading axes that an lse brings."""
-    q, k, v = _fit(arrays, lead)
+    q, k, v = _fit(guest, arrays, lead)
     *batch, heads, queries, width = q.shape
     whole = (*batch, heads, queries, k.shape[-2])
-    if mask is not None and not isinstance(mask, Mask):
-        mask = Cells(mask)
+    if mask is not None:
+        mask = as_mask(mask)
+        _reachable(guest, mask)
     _countable_facts(watch, whole)
     return Call(
         query=q,
@@ -135,7 +137,19 @@ def check(
     )
 
 
-def _fit(arrays: dict[str, NDArray[Any]], lead: tuple[int, ...]) -> list[NDArray[Any]]:
+def _reachable(guest: Guest, mask: Mask) -> None:
+    """Refuse booleans on a GPU for a call in main memory."""
+    if isinstance(mask, (All, Any_)):
+        for part in mask.parts:
+            _reachable(guest, part)
+    elif isinstance(mask, Cells) and not isinstance(mask.array, np.ndarray) and not guest.on_gpu:
+        got = f"a tensor on {mask.array.device}"
+        raise UnavailableError(
+            "mask", got, "one in main memory, as the query", "Move it with .cpu()."
+        )
+
+
+def _fit(guest: Guest, arrays: dict[str, Array], lead: tuple[int, ...]) -> list[Array]:
     """Query, key and value with a heads axis and the same leading axes."""
     q, k, v = (a if a.ndim > 2 else a[None] for a in arrays.values())
     heads, width = q.shape[-3], q.shape[-1]
@@ -145,43 +159,45 @@ def _fit(arrays: dict[str, NDArray[Any]], lead: tuple[int, ...]) -> list[NDArray
     if k.shape[-1] != width:
         raise InvalidArgumentError(
             "key",
-            got=f"width {k.shape[-1]} (shape {k.shape})",
-            expected=f"width {width}, as the query has (shape {q.shape})",
+            got=f"width {k.shape[-1]} (shape {tuple(k.shape)})",
+            expected=f"width {width}, as the query has (shape {tuple(q.shape)})",
             cure="The last axis of query and key is the width, the one before it the length.",
         )
     if v.shape[-2] != keys:
         raise InvalidArgumentError(
             "value",
-            got=f"{v.shape[-2]} positions (shape {v.shape})",
-            expected=f"{keys}, one for each key (key's shape {k.shape})",
+            got=f"{v.shape[-2]} positions (shape {tuple(v.shape)})",
+            expected=f"{keys}, one for each key (key's shape {tuple(k.shape)})",
         )
     if v.shape[-3] != kv_heads:
         raise InvalidArgumentError(
             "value",
-            got=f"{v.shape[-3]} heads (shape {v.shape})",
-            expected=f"{kv_heads}, as the key has (shape {k.shape})",
+            got=f"{v.shape[-3]} heads (shape {tuple(v.shape)})",
+            expected=f"{kv_heads}, as the key has (shape {tuple(k.shape)})",
         )
     if v.shape[-1] > 1024:
         raise InvalidArgumentError("value", f"width {v.shape[-1]}", "a width from 0 to 1024")
     if (heads % kv_heads if kv_heads else heads) != 0:
         raise InvalidArgumentError(
             "key",
-            got=f"{kv_heads} heads (shape {k.shape})",
-            expected=f"a divisor of the query's {heads} heads (shape {q.shape})",
+            got=f"{kv_heads} heads (shape {tuple(k.shape)})",
+            expected=f"a divisor of the query's {heads} heads (shape {tuple(q.shape)})",
             cure="The axes are (..., heads, length, width): is a transpose missing?",
         )
-    batch = q.shape[:-3]
+    batch = tuple(q.shape[:-3])
     if lead or not batch == k.shape[:-3] == v.shape[:-3]:
         for name, axes in (("key", k.shape[:-3]), ("value", v.shape[:-3]), ("lse", lead)):
             batch = _joined(name, batch, axes)
     _countable(batch, q.shape, k.shape, v.shape)
     return [
-        a if a.shape[:-3] == batch else np.broadcast_to(a, batch + a.shape[-3:]) for a in (q, k, v)
+        a if a.shape[:-3] == batch else guest.expanded(a, (*batch, *a.shape[-3:]))
+        for a in (q, k, v)
     ]
 
 
 def _joined(name: str, batch: tuple[int, ...], axes: tuple[int, ...]) -> tuple[int, ...]:
     """The leading axes so far and those of one more array, broadcast."""
+    axes = tuple(axes)
     sizes = []
     for one, other in zip_longest(batch[::-1], axes[::-1], fillvalue=1):
         if one != other and one != 1 and other != 1:
@@ -234,45 +250,44 @@ def _count(sizes: tuple[int, ...]) -> int:
     return prod(sizes) or prod(max(1, size) for size in sizes)
 
 
-def _bias(guest: Guest, bias: Array, dtype: np.dtype[Any], whole: tuple[int, ...]) -> NDArray[Any]:
+def _bias(guest: Guest, bias: Array, dtype: Any, whole: tuple[int, ...]) -> Array:
     array = guest.array("bias", bias.values if isinstance(bias, Relative) else bias)
     same_dtype("bias", array, dtype)
     if isinstance(bias, Relative):
-        *lead, step = array.strides
-        shape = (*array.shape[:-1], *whole[-2:])
-        first = array[..., whole[-2] - 1 :]
-        array = np.lib.stride_tricks.as_strided(first, shape, (*lead, -step, step), writeable=False)
+        array = guest.turned(array, *whole[-2:])
     try:
-        return np.broadcast_to(array, whole)
+        return guest.expanded(array, whole)
     except ValueError:
         raise InvalidArgumentError(
             "bias",
-            got=f"shape {array.shape}",
+            got=f"shape {tuple(array.shape)}",
             expected=f"one that broadcasts to (..., heads, queries, keys) = {whole}",
         ) from None
 
 
-def _sinks(guest: Guest, sinks: Array, dtype: np.dtype[Any], heads: int) -> NDArray[Any]:
+def _sinks(guest: Guest, sinks: Array, dtype: Any, heads: int) -> Array:
     array = guest.array("sinks", sinks)
     same_dtype("sinks", array, dtype)
     if array.shape != (heads,):
-        raise InvalidArgumentError("sinks", f"shape {array.shape}", f"({heads},), one per head")
+        got = f"shape {tuple(array.shape)}"
+        raise InvalidArgumentError("sinks", got, f"({heads},), one per head")
     return array
 
 
 def lse_of(
-    call: Call, known: NDArray[Any], rank: int, name: str = "lse", unrounded: bool = False
-) -> NDArray[Any]:
+    call: Call, known: Array, rank: int, name: str = "lse", unrounded: bool = False
+) -> Array:
     """A row statistic that the caller brings, or its gradient, with all axes of the call."""
     shape = call.shape
     whole = (*shape.batch, shape.heads, shape.queries)
     expected = whole[len(whole) - rank + 1 :]
     like = f"as seen.{name.removesuffix('_gradient')} of the same call has"
     if known.shape != expected:
-        raise InvalidArgumentError(name, f"shape {known.shape}", f"{expected}, {like}")
-    real = "float64" if call.query.dtype == np.float64 else "float32"
-    if known.dtype != real and not (unrounded and known.dtype == np.float64):
-        raise InvalidTypeError(name, str(known.dtype), f"{real}, {like}")
+        raise InvalidArgumentError(name, f"shape {tuple(known.shape)}", f"{expected}, {like}")
+    real = "float64" if dtype_name(call.query.dtype) == "float64" else "float32"
+    dtype = dtype_name(known.dtype)
+    if dtype != real and not (unrounded and dtype == "float64"):
+        raise InvalidTypeError(name, dtype, f"{real}, {like}")
     return known.reshape(whole)
 
 
@@ -328,7 +343,7 @@ def _sliced(name: str, which: slice, length: int) -> NDArray[np.int64]:
 def statistics_back(guest: Guest, statistics: Statistics, rank: int) -> Statistics:
     """Statistics with the caller's number of axes and kind of arrays."""
 
-    def back(array: NDArray[Any], tail: int) -> Array:
+    def back(array: Array, tail: int) -> Array:
         return guest.back(squeeze(array, rank, tail))
 
     facts: dict[str, Any] = {}
@@ -339,6 +354,6 @@ def statistics_back(guest: Guest, statistics: Statistics, rank: int) -> Statisti
     return Statistics(**facts)
 
 
-def squeeze(array: NDArray[Any], rank: int, tail: int) -> NDArray[Any]:
+def squeeze(array: Array, rank: int, tail: int) -> Array:
     """Without the heads axis that a 2-D caller did not give; `tail` axes follow it."""
     return array.reshape(array.shape[-tail:]) if rank == 2 else array

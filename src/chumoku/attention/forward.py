@@ -83,9 +83,9 @@ def attention(
     Parameters
     ----------
     query : array, (..., heads, queries, width)
-        Of float64, float32, float16 or bfloat16: a NumPy array, a PyTorch tensor on the CPU, or
-        an array of the array API standard that speaks DLPack. 2-D is one head, 3-D is
-        (heads, queries, width), up to 32 axes. Any strides; never written.
+        Of float64, float32, float16 or bfloat16: a NumPy array, a PyTorch tensor on the CPU or a
+        CUDA GPU, or an array of the array API standard that speaks DLPack. 2-D is one head, 3-D
+        is (heads, queries, width), up to 32 axes. Any strides; never written.
     key : array, (..., kv_heads, keys, width)
         heads must be a multiple of kv_heads: query head h looks at key head
         h // (heads // kv_heads). Leading axes broadcast.
@@ -122,7 +122,7 @@ def attention(
     UnavailableError
         No kernel can serve the call here.
     """
-    guest = guest_of(query)
+    guest = guest_of(query, gpu=True)
     recordings = open_recordings()
     shaped = bias is not None or scale is not None or softcap is not None or sinks is not None
     if not (shaped or dropout is not None or kernel is not None or watch is not None or recordings):
@@ -150,7 +150,7 @@ def attend(
     **options: Any,
 ) -> tuple[Array, Statistics | None]:
     """`attention` past its short way; as `Call.exact` says, output and lse before rounding."""
-    guest, recordings = guest_of(given[0]), open_recordings()
+    guest, recordings = guest_of(given[0], gpu=True), open_recordings()
     query, key, value = given
     arrays = arrays_of(guest, query=query, key=key, value=value)
     asked = instance("watch", watch, Watch, "Watch(top=8, entropy=True, ...)") or NOTHING
@@ -209,7 +209,7 @@ def weights(
         exp(score - lse), of the query's kind; float32, or float64 for float64 inputs. 0 where a
         query may not look.
     """
-    guest = guest_of(query)
+    guest = guest_of(query, gpu=True)
     arrays = arrays_of(guest, query=query, key=key)
     # Weights are asked for without values: any of width 0 will do.
     arrays["value"] = arrays["key"][..., :0]
@@ -220,7 +220,7 @@ def weights(
     row_index = index_of("rows", rows, call.shape.queries)
     key_index = index_of("keys", keys, call.shape.keys)
     if known is not None:
-        known = lse_of(call, known, rank)[..., row_index]
+        known = guest.chosen(lse_of(call, known, rank), row_index)
     block = choose(call, kernel).weights(call, row_index, key_index, known)
     return guest.back(squeeze(block, rank, 2))
 
@@ -268,5 +268,5 @@ def _restrict(statistics: Statistics, watch: Watch) -> Statistics:
         if name in facts:
             # A copy: a recording must not keep more than it asked for.
             part = facts[name][..., : watch.top]
-            facts[name] = part if part.shape == facts[name].shape else part.copy()
+            facts[name] = part if part.shape == facts[name].shape else part * 1
     return Statistics(**facts)

@@ -40,8 +40,7 @@ DTYPES = ("float64", "float32", "float16", "bfloat16")
 Reals = NDArray[Any]
 Ints = NDArray[np.int64]
 
-# A Custom mask is asked for as many scores at a time, and its answers to as many are held as bits.
-ASKED_SCORES = 2**20
+# Answers of a Custom mask to so many scores are held at a time, as bits.
 HELD_SCORES = 2**27
 
 # Bytes from which on a result gets the memory of one that is gone; smaller ones come from malloc.
@@ -57,6 +56,8 @@ KEPT_GROUPS = 1024
 
 def refuses(call: Call) -> str | None:
     """Why this kernel cannot serve the call, or None when it can."""
+    if not isinstance(call.query, np.ndarray):
+        return "it reads main memory"
     if dtype_name(call.query.dtype) not in DTYPES:
         return f"it computes float64, float32, float16 and bfloat16, not {call.query.dtype}"
     if call.watch.top and call.query.dtype != np.float64 and call.key.shape[-2] > 2**31:
@@ -521,29 +522,7 @@ def _node(call: Call, lowered: Lowered, rows: Ints) -> tuple[Any, ...]:
         case Joined(parts, every):
             return "all" if every else "any", [_node(call, part, rows) for part in parts]
         case Asked(mask):
-            return "bits", _bits(call, mask, rows)
-
-
-def _bits(call: Call, mask: Custom, rows: Ints) -> NDArray[Any]:
-    """A Custom mask's answers for these rows, one bit for each key, 64 in a word."""
-    shape = call.shape
-    words = -(-shape.keys // 64)
-    bits = np.zeros((*(1,) * (len(shape.batch) + 1), rows.size, 8 * words), np.uint8)
-    height = max(1, ASKED_SCORES // max(1, prod(shape.batch) * shape.heads * shape.keys))
-    for top in range(0, rows.size, height):
-        for left in range(0, shape.keys, ASKED_SCORES):
-            keys = np.arange(left, min(left + ASKED_SCORES, shape.keys))
-            answer = mask.allowed(shape, rows[top : top + height], keys)
-            # Batch entries and heads that are answered alike are held once.
-            alike = [slice(0, 1) if step == 0 else slice(None) for step in answer.strides[:-2]]
-            packed = np.packbits(answer[tuple(alike)], axis=-1, bitorder="little")
-            places = np.broadcast_shapes(bits.shape[:-2], packed.shape[:-2])
-            if places != bits.shape[:-2]:
-                bits = np.broadcast_to(bits, (*places, *bits.shape[-2:])).copy()
-            first = left // 8
-            bits[..., top : top + height, first : first + packed.shape[-1]] = packed
-    whole = (*shape.batch, shape.heads, rows.size, words)
-    return np.broadcast_to(bits.view(np.uint64), whole)
+            return "bits", mask.bits(call.shape, rows)
 
 
 def _slabs(call: Call, rows: Ints) -> Iterator[Ints]:

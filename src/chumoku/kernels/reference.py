@@ -32,8 +32,8 @@ name = "reference"
 
 
 def refuses(call: Call) -> str | None:
-    """Never: every call can be served, given the memory."""
-    return None
+    """Why this kernel cannot serve the call: it serves all in main memory, if that is enough."""
+    return None if isinstance(call.query, np.ndarray) else "it reads main memory"
 
 
 def run(call: Call) -> tuple[NDArray[Any], Statistics]:

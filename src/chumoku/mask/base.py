@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import reduce
 from operator import and_, or_
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -89,7 +89,7 @@ def as_mask(value: object) -> Mask:
     if isinstance(value, type) and issubclass(value, Mask):
         got = f"the class {value.__name__}"
         raise InvalidTypeError("mask", got, "a value of it", f"Write {value.__name__}(...).")
-    return value if isinstance(value, Mask) else Cells(value)  # type: ignore[arg-type]
+    return value if isinstance(value, Mask) else Cells(value)
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -101,21 +101,27 @@ class Cells(Mask):
     Parameters
     ----------
     array : array of bool
-        NumPy's, a PyTorch tensor on the CPU, or any array in main memory that speaks DLPack. It
-        is not copied: who writes to it changes the mask.
+        NumPy's, a PyTorch tensor on the CPU or, for calls there, on a GPU, or any array in main
+        memory that speaks DLPack. It is not copied: who writes to it changes the mask.
     """
 
-    array: Bools
+    array: Any
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "array", any_array("mask", self.array, BOOLEANS))
+        object.__setattr__(self, "array", any_array("mask", self.array, BOOLEANS, gpu=True))
 
-    def _view(self, shape: Shape) -> Bools:
+    def _view(self, shape: Shape) -> Any:
         whole = (*shape.batch, shape.heads, shape.queries, shape.keys)
-        return broadcast(self.array, whole, "mask", "Its axes are (..., heads, queries, keys).")
+        on_gpu = not isinstance(self.array, np.ndarray)
+        array = np.broadcast_to(True, self.array.shape) if on_gpu else self.array
+        view = broadcast(array, whole, "mask", "Its axes are (..., heads, queries, keys).")
+        return self.array.expand(whole) if on_gpu else view
 
     def allowed(self, shape: Shape, rows: Ints, keys: Ints) -> Bools:
-        return np.asarray(self._view(shape)[..., rows[:, None], keys])
+        view = self._view(shape)
+        if not isinstance(view, np.ndarray):
+            view = np.broadcast_to(self.array.cpu().numpy(), view.shape)
+        return np.asarray(view[..., rows[:, None], keys])
 
     def lower(self, shape: Shape) -> Lowered:
         return Boolean(self._view(shape))

@@ -17,6 +17,8 @@ from chumoku.torch.composed import composed
 from chumoku.torch.operator import Asked, options_of, statistics_of, watched
 from chumoku.torch.trained import trained
 
+DEVICES = ("cpu", "cuda")
+
 
 def attention(
     query: Tensor,
@@ -57,9 +59,11 @@ def attention(
     InvalidArgumentError, InvalidTypeError, UnavailableError
         As `chumoku.attention`.
     """
-    if torch.is_autocast_enabled("cpu"):
-        query, key, value = _cast(query), _cast(key), _cast(value)
-        bias, sinks = _cast(bias), _cast(sinks)
+    device = "cuda" if isinstance(query, Tensor) and query.is_cuda else "cpu"
+    if torch.is_autocast_enabled(device):
+        query, key, value, bias, sinks = (
+            _cast(x, device) for x in (query, key, value, bias, sinks)
+        )
     tensors = (query, key, value, bias, sinks)
     composes = False
     if not torch.compiler.is_compiling():
@@ -83,11 +87,12 @@ def attention(
             return trained(tensors, Asked(mask, scale, softcap, dropout), watch)
         _check(tensors)
         composes = _composes(tensors)
-    if kernel not in (None, "native"):
+    served = "triton" if device == "cuda" else "native"
+    if kernel not in (None, served):
         raise UnavailableError(
             "kernel",
             got=f"{shown(kernel)} for tensors that require a gradient, or while compiling",
-            expected="the native kernel",
+            expected=f"the {served} kernel",
             cure="Leave kernel= out.",
         )
     asked = Asked(mask, scale, softcap, dropout)
@@ -115,11 +120,11 @@ def operated(
     return found[0], statistics_of(found[1:], watch, sinks is not None)
 
 
-def _cast(x: Any) -> Any:
+def _cast(x: Any, device: str) -> Any:
     """What autocast does to the inputs of PyTorch's own attention."""
     if not isinstance(x, Tensor) or not x.is_floating_point() or x.dtype == torch.float64:
         return x
-    return x.to(torch.get_autocast_dtype("cpu"))
+    return x.to(torch.get_autocast_dtype(device))
 
 
 def _direct(tensors: tuple[Any, ...]) -> bool:
@@ -137,7 +142,7 @@ def _differentiated(tensors: tuple[Any, ...]) -> bool:
 
 
 def _plain(x: Any) -> bool:
-    return type(x) in (Tensor, torch.nn.Parameter) and bool(x.device.type == "cpu")
+    return type(x) in (Tensor, torch.nn.Parameter) and x.device.type in DEVICES
 
 
 def _check(tensors: tuple[Any, ...]) -> None:
@@ -161,11 +166,11 @@ def _check(tensors: tuple[Any, ...]) -> None:
                 expected="a plain tensor",
                 cure="tensor.as_subclass(torch.Tensor) makes one, if it has plain memory.",
             )
-        if x.device.type not in ("cpu", "meta"):
+        if x.device.type not in (*DEVICES, "meta"):
             raise UnavailableError(
                 name,
                 got=f"a tensor on {x.device}",
-                expected="a tensor on the CPU: there is no kernel for other devices yet",
+                expected="a tensor on the CPU or a CUDA GPU: there is no kernel for other devices",
                 cure="Move it with .cpu().",
             )
 

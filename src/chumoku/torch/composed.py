@@ -36,7 +36,7 @@ def composed(
     visible = scores > -math.inf
     if mask is not None:
         allowed = mask.allowed(Shape(batch, heads, queries, keys), rows, columns)
-        visible = visible & torch.from_numpy(np.array(allowed))
+        visible = visible & torch.from_numpy(np.array(allowed)).to(scores.device)
     hidden = torch.where(visible, scores, -math.inf)
     if sinks is not None:
         sink = sinks[:, None, None].expand(*hidden.shape[:-1], 1)
@@ -50,7 +50,7 @@ def composed(
     entropy = -(weights * logs).sum(-1)
     if dropout := dropout_of(rate, seed, tables):
         kept = dropout.kept(batch, heads, rows, columns)
-        weights = weights * torch.from_numpy(np.array(kept)) / (1 - rate)
+        weights = weights * torch.from_numpy(np.array(kept)).to(scores.device) / (1 - rate)
     output = weights @ v
     if max(query.dim(), key.dim(), value.dim()) == 2:
         return output[0], lse[0], entropy[0]

@@ -90,8 +90,8 @@ def _text(given: Any, tables: list[Tensor]) -> str:
         return "{" + ", ".join(parts) + "}"
     if isinstance(given, tuple):
         return "[" + ", ".join([_text(part, tables) for part in given]) + "]"
-    if isinstance(given, np.ndarray):
-        tables.append(torch.from_numpy(np.array(given)))
+    if isinstance(given, (np.ndarray, Tensor)):
+        tables.append(given if isinstance(given, Tensor) else torch.from_numpy(np.array(given)))
         return f"{{'table': {len(tables) - 1}}}"
     if isinstance(given, str):
         return f"'{given}'"
@@ -104,6 +104,7 @@ def _rebuilt(described: Any, tables: list[Tensor]) -> Any:
     if not isinstance(described, dict):
         return described
     if "table" in described:
-        return tables[described["table"]].numpy()
+        table = tables[described["table"]]
+        return table.numpy() if table.device.type == "cpu" else table
     fields = {name: _rebuilt(part, tables) for name, part in described.items() if name != "mask"}
     return getattr(chumoku.mask, described["mask"])(**fields)

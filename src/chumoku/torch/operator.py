@@ -395,8 +395,9 @@ def _batched(info: Any, in_dims: tuple[Any, ...], *given: Any) -> tuple[Any, Any
     return tuple(found), dims
 
 
-_LIBRARY.impl("attention", _forward, "CPU")
-_LIBRARY.impl("attention_backward", _backward, "CPU")
+for _device in ("CPU", "CUDA"):
+    _LIBRARY.impl("attention", _forward, _device)
+    _LIBRARY.impl("attention_backward", _backward, _device)
 torch.library.register_fake("chumoku::attention", _fake_forward, lib=_LIBRARY)
 torch.library.register_fake("chumoku::attention_backward", _fake_backward, lib=_LIBRARY)
 torch.library.register_autograd(

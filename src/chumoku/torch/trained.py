@@ -44,7 +44,7 @@ class _Trained(torch.autograd.Function):
         watch: Watch | None,
         seen: list[Statistics] | None,
     ) -> tuple[Tensor | None, ...]:
-        guest, call, lse, entropy = guest_of(query), None, None, None
+        guest, call, lse, entropy = guest_of(query, gpu=True), None, None, None
         if bias is None and sinks is None and options[1:] == (None,) * 3:
             call = _usual(guest, query, key, value, options.mask)
         ctx.options, ctx.usual = options, call is not None
@@ -119,7 +119,7 @@ def _array(guest: Guest, x: Tensor) -> Any:
 
 
 def _usual(guest: Guest, query: Tensor, key: Tensor, value: Tensor, mask: Any) -> Any:
-    if mask is not None and not isinstance(mask, Mask):
+    if guest.on_gpu or (mask is not None and not isinstance(mask, Mask)):
         return None
     q, k, v = (_array(guest, x) for x in (query, key, value))
     return native.usual(q, k, v, mask)

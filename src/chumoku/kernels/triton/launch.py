@@ -1,0 +1,364 @@
+"""A checked call as what the kernels take: addresses, strides, tables and sizes."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from dataclasses import dataclass, replace
+from math import log2, prod
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+import triton
+import triton.language as tl
+from numpy.typing import NDArray
+from torch import Tensor
+
+from chumoku.kernels import Call
+from chumoku.kernels.triton import masks
+from chumoku.kernels.triton.ranges import ranges
+from chumoku.mask import Asked, Band, Boolean, Equal, Joined, Lowered, Runs, position_offset
+
+Ints = NDArray[np.int64]
+
+TYPES = {torch.float32: tl.float32, torch.float16: tl.float16, torch.bfloat16: tl.bfloat16}
+
+# A part of the tables begins at a multiple of so many numbers: what is known to be divisible needs
+# no code of its own.
+ALIGNED = 16
+
+# Tables of so many calls stay on the GPU, those that were used last.
+KEPT_TABLES = 64
+
+# Rows of all heads that share a key head are computed together, where they are so few.
+PACKED_ROWS = 64
+
+# Then keys are split into parts of so many, joined in their order, where there are enough of them.
+SPLIT_KEYS = 1024
+
+
+@dataclass(frozen=True)
+class Form:
+    """What decides which code is made. All but `program` and `type` are constexpr."""
+
+    type: Any
+    flat: Any  # matrices whose rows begin at multiples of 16 bytes, columns side by side
+    bits: Any  # scores are in bits: they are bent by nothing but the scale
+    precision: Any
+    stack: Any
+    program: tuple[int, ...]
+    masked: Any
+    softcap: Any
+    bias: Any
+    sinks: Any
+    dropout: Any
+    entropy: Any
+    saturation: Any
+    distance: Any
+    top: Any
+    slots: Any
+    packed: Any
+    rows: Any
+    keys: Any
+    width: Any
+    width_block: Any
+    value_width: Any
+    value_block: Any
+    splits: Any
+    split: Any
+    raw: Any
+    lse_gradient: Any
+    rows_shared: Any
+    keys_shared: Any
+
+    def but(self, **fields: Any) -> Form:
+        """With some fields changed."""
+        return replace(self, **{name: tl.constexpr(value) for name, value in fields.items()})
+
+
+class Matrix(NamedTuple):
+    """An array (..., heads, rows, columns), as kernels read it."""
+
+    address: int
+    starts: int  # where the table says where each batch entry begins
+    head: int
+    row: int
+    column: int
+
+
+class Given(NamedTuple):
+    """What all kernels need of a call."""
+
+    table: int
+    scale: float  # in the units of scores
+    factor: float  # as it was given
+    softcap: float
+    bias: Matrix
+    sinks: int
+    sinks_step: int
+    dropout: int
+    dropout_factor: float
+    positions: int
+    leaves: int
+    ranges: int
+    ranges_of: int
+    heads: int
+    kv_heads: int
+    queries: int
+    keys: int
+
+
+class Tables:
+    """Whole numbers that kernels read, in one block of the GPU's memory."""
+
+    def __init__(self) -> None:
+        self.parts: list[Ints] = []
+        self.size = 0
+
+    def add(self, numbers: Any) -> int:
+        """Where some numbers will be."""
+        part = np.ascontiguousarray(numbers, np.int64).reshape(-1)
+        room = -(-max(1, part.size) // ALIGNED) * ALIGNED
+        at, self.size = self.size, self.size + room
+        self.parts += [part, np.zeros(room - part.size, np.int64)]
+        return at
+
+    def on(self, device: Any) -> Tensor:
+        """All of them there; equal tables of one stream are one."""
+        numbers = np.concatenate(self.parts)
+        stream = torch.cuda.current_stream(device).cuda_stream if device.type == "cuda" else 0
+        key = (str(device), stream, numbers.tobytes())
+        if key not in _tables:
+            _tables[key] = torch.from_numpy(numbers).to(device)
+        _tables.move_to_end(key)
+        if len(_tables) > KEPT_TABLES:
+            _tables.popitem(last=False)
+        return _tables[key]
+
+
+_tables: OrderedDict[tuple[str, int, bytes], Tensor] = OrderedDict()
+
+
+class Launch:
+    """One call, ready to be handed to kernels."""
+
+    def __init__(self, call: Call, plan: Plan) -> None:
+        self.call, self.plan, self.tables = call, plan, Tables()
+        self.kept: list[Any] = []  # what must outlive the launch
+        self.program: list[int] = []
+        self.leaves: list[list[int]] = []
+        self.depth = self.deepest = 0
+        self.matrices: dict[str, Matrix] = {}
+        self.flat = True
+        shape = call.shape
+        lowered = None if call.mask is None else call.mask.lower(shape)
+        if lowered is not None:
+            self._add(lowered)
+        found = ranges(lowered, shape, plan.rows)
+        offset = np.broadcast_to(position_offset(call.mask, shape), shape.batch)
+        dropout = call.dropout
+        seed, rate = (0, 0.0) if dropout is None else (dropout.seed, dropout.rate)
+        bits = call.bias is None and call.softcap is None and abs(call.scale) < 2.0**126
+        self.given = Given(
+            table=0,
+            scale=_float32(call.scale * log2(np.e) if bits else call.scale),
+            factor=_float32(call.scale),
+            softcap=_float32(call.softcap or 1),
+            bias=Matrix(0, 0, 0, 0, 0) if call.bias is None else self.matrix(call.bias, False),
+            sinks=0 if call.sinks is None else call.sinks.data_ptr(),
+            sinks_step=0 if call.sinks is None else call.sinks.stride(0),
+            dropout=self.tables.add([round(rate * 2**32), seed & 0xFFFFFFFF, seed >> 32]),
+            dropout_factor=1 / (1 - rate),
+            positions=self.tables.add(offset),
+            leaves=self.tables.add(np.array(self.leaves, np.int64)),
+            ranges=self.tables.add(found),
+            ranges_of=len(found),
+            heads=shape.heads,
+            kv_heads=call.key.shape[-3],
+            queries=shape.queries,
+            keys=shape.keys,
+        )
+        self.bits = bits
+
+    def _add(self, lowered: Lowered) -> None:
+        """A lowered mask as a program: leaves, each with eight numbers, and joins behind them."""
+        add, shape = self.tables.add, self.call.shape
+        match lowered:
+            case Band():
+                fields = np.stack(np.broadcast_arrays(*vars(lowered).values()), axis=-1)
+                self._leaf(masks.BAND, add(fields), len(fields))
+            case Runs(start, stop):
+                entries, _, runs = start.shape
+                self._leaf(masks.RUNS, add(start), add(stop), entries, runs, shape.queries)
+            case Equal(query_ids, key_ids):
+                sizes = len(query_ids), query_ids.shape[1], key_ids.shape[1]
+                self._leaf(masks.EQUAL, add(query_ids), add(key_ids), *sizes)
+            case Boolean(cells):
+                self._cells(masks.BYTES, cells)
+            case Asked(mask):
+                words = mask.bits(shape, np.arange(shape.queries))
+                self._cells(masks.WORDS, words.view(np.int64))
+            case Joined(parts, every):
+                for number, part in enumerate(parts):
+                    self._add(part)
+                    if number:
+                        self.program.append((masks.AND if every else masks.OR).value)
+                        self.depth -= 1
+
+    def _leaf(self, kind: Any, *numbers: int) -> None:
+        self.program.append(kind.value)
+        self.leaves.append([*numbers, *(0,) * (masks.LEAF.value - len(numbers))])
+        self.depth += 1
+        self.deepest = max(self.deepest, self.depth)
+
+    def _cells(self, kind: Any, cells: Any) -> None:
+        """A leaf of bytes or of words, (*batch, heads, queries, keys), axes of stride 0 too."""
+        if isinstance(cells, np.ndarray):
+            cells = _spread(cells, self.call.query.device)
+        self.kept.append(cells)
+        *batch, head, row, column = cells.stride()
+        starts = self.tables.add(_offsets(cells.shape[:-3], batch) * cells.element_size())
+        self._leaf(kind, cells.data_ptr(), starts, head, row, column)
+
+    def matrix(self, array: Tensor, flat: bool = True) -> Matrix:
+        """(..., heads, rows, columns) as kernels read it; the bias need not be flat."""
+        *batch, head, row, column = array.stride()
+        starts = _offsets(array.shape[:-3], batch)
+        if flat:
+            unit = 16 // array.element_size()
+            steps = [s for s, n in zip((*batch, head, row), array.shape, strict=False) if n > 1]
+            at = array.data_ptr() % 16 == 0 and all(step % unit == 0 for step in steps)
+            self.flat &= at and (column == 1 or array.shape[-1] == 1)
+        return Matrix(array.data_ptr(), self.tables.add(starts), head, row, column)
+
+    def programs(self) -> int:
+        """How many blocks of rows there are."""
+        shape, kv_heads = self.call.shape, self.call.key.shape[-3]
+        if not shape.queries:
+            return 0
+        if self.plan.packed:
+            return prod(shape.batch) * int(kv_heads)
+        return prod(shape.batch) * shape.heads * -(-shape.queries // self.plan.rows)
+
+    def ready(self, **more: Any) -> tuple[Given, Form]:
+        """What the kernels take, when all matrices and tables are known."""
+        call, watch, plan = self.call, self.call.watch, self.plan
+        self.table = self.tables.on(call.query.device)
+        width, value_width = call.query.shape[-1], call.value.shape[-1]
+        tf32 = call.query.is_cuda and torch.backends.cuda.matmul.allow_tf32
+        form = Form(
+            type=TYPES[call.query.dtype],
+            stack=tl.int32 if self.deepest < 31 else tl.int64,
+            program=tuple(self.program),
+            **{
+                name: tl.constexpr(value)
+                for name, value in {
+                    "flat": self.flat,
+                    "bits": self.bits,
+                    "precision": "tf32" if tf32 else "ieee",
+                    "masked": bool(self.program),
+                    "softcap": call.softcap is not None,
+                    "bias": call.bias is not None,
+                    "sinks": call.sinks is not None,
+                    "dropout": call.dropout is not None,
+                    "entropy": watch.entropy,
+                    "saturation": watch.saturation,
+                    "distance": watch.distance,
+                    "top": watch.top,
+                    "slots": max(2, triton.next_power_of_2(max(1, watch.top))),
+                    "packed": plan.packed,
+                    "rows": plan.rows,
+                    "keys": plan.keys,
+                    "width": width,
+                    "width_block": _block(width),
+                    "value_width": value_width,
+                    "value_block": _block(value_width),
+                    "splits": plan.splits,
+                    "split": SPLIT_KEYS,
+                    "raw": False,
+                    "lse_gradient": False,
+                    "rows_shared": False,
+                    "keys_shared": False,
+                }.items()
+            },
+        )
+        return self.given._replace(table=self.table.data_ptr()), form.but(**more)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How the work is cut: rows and keys of a tile, and what the compiler is told."""
+
+    rows: int
+    keys: int
+    packed: bool = False
+    splits: int = 1
+    num_warps: int = 4
+    num_stages: int = 2
+
+    @property
+    def told(self) -> dict[str, int]:
+        """What the compiler is told."""
+        return {"num_warps": self.num_warps, "num_stages": self.num_stages}
+
+
+def plan_of(call: Call) -> Plan:
+    """How the forward pass is cut; by the sizes of one batch entry alone, whatever the batch is."""
+    wide, bytes_each = max(call.query.shape[-1], call.value.shape[-1]), call.query.element_size()
+    rows = call.group * call.shape.queries
+    if rows <= PACKED_ROWS:
+        splits = -(-call.shape.keys // SPLIT_KEYS) if call.shape.keys >= 2 * SPLIT_KEYS else 1
+        keys = 64 if wide * bytes_each <= 256 else 32
+        tall = max(16, int(triton.next_power_of_2(max(1, rows))))
+        return Plan(tall, keys, packed=True, splits=splits)
+    if bytes_each == 4:
+        return Plan(64, 64 if wide <= 64 else 32)
+    if wide <= 128:
+        return Plan(128, 64, num_warps=8, num_stages=3)
+    return Plan(128, 32, num_warps=8)
+
+
+def plan_back(call: Call) -> Plan:
+    """How everything else is cut: gradients, blocks of weights, facts that add up over rows."""
+    wide, bytes_each = max(call.query.shape[-1], call.value.shape[-1]), call.query.element_size()
+    if wide * bytes_each <= 128:
+        return Plan(64, 64)
+    if wide * bytes_each <= 256:
+        return Plan(64, 64, num_warps=8)
+    return Plan(32, 32)
+
+
+def _block(width: int) -> int:
+    """What a matrix product can take."""
+    return max(16, int(triton.next_power_of_2(max(1, width))))
+
+
+def _float32(number: float) -> float:
+    with np.errstate(over="ignore"):
+        return float(np.float32(number))
+
+
+def _offsets(shape: Any, steps: Any) -> Ints:
+    """Where the matrices of each batch entry begin."""
+    at = np.zeros(tuple(shape), np.int64)
+    for axis, (size, step) in enumerate(zip(shape, steps, strict=True)):
+        at += (np.arange(size) * step).reshape(-1, *(1,) * (len(shape) - axis - 1))
+    return at.reshape(-1)
+
+
+def _spread(cells: NDArray[Any], device: Any) -> Tensor:
+    """A host's array on a device, each axis that is broadcast held once."""
+    alike = tuple(slice(0, 1) if step == 0 else slice(None) for step in cells.strides)
+    own = torch.from_numpy(np.ascontiguousarray(cells[alike])).to(device)
+    return own.expand(cells.shape)
+
+
+def rows_like(array: Tensor, width: int) -> Tensor:
+    """Memory for rows of this width, with the heads inside the rows where the array's are there.
+
+    Then whoever joins the heads again need not copy.
+    """
+    *batch, heads, rows, _ = array.shape
+    if 0 < array.stride(-3) < array.stride(-2):
+        return array.new_empty((*batch, rows, heads, width)).transpose(-3, -2)
+    return array.new_empty((*batch, heads, rows, width))
