@@ -98,7 +98,7 @@ def pulled_at_queries(
         k = load_rows(call, key, b, kv, j, there, FORM.width, FORM)
         v = load_rows(call, value, b, kv, j, there, FORM.value_width, FORM)
         exists = inside[:, None] & there[None, :]
-        _, _, raw, seen = felt(q, k, v, g, known, call, b, h, i, j, exists, FORM, MASKED)
+        used, ds, raw, seen = felt(q, k, v, g, known, call, b, h, i, j, exists, FORM, MASKED)
         found = mixed(found, raw, k, seen, FORM, CAREFUL)
     return found
 
@@ -147,7 +147,7 @@ def pulled_at_keys(k, v, arrays, facts, call, where, j, FORM: tl.constexpr, CARE
         g = load_rows(call, gradient, b, h, i, inside, FORM.value_width, FORM)
         known = told(facts, (b * call.heads + h) * call.queries + i, inside, FORM)
         exists = inside[:, None] & (j < call.keys)[None, :]
-        used, _, raw, seen = felt(q, k, v, g, known, call, b, h, i, j, exists, FORM, True)
+        used, ds, raw, seen = felt(q, k, v, g, known, call, b, h, i, j, exists, FORM, True)
         turned = tl.trans(seen)
         dk = mixed(dk, tl.trans(raw), q, turned, FORM, CAREFUL)
         dv = mixed(dv, tl.trans(used), g, turned, FORM, CAREFUL)
@@ -209,7 +209,7 @@ def back_to_bias(query, key, value, gradient, found, own, facts, call, FORM: tl.
         v = load_rows(call, value, b, kv, j, column, FORM.value_width, FORM)
         known = told(facts, (b * call.heads + h) * call.queries + i, row, FORM)
         exists = row[:, None] & column[None, :]
-        _, ds, _, _ = felt(q, k, v, g, known, call, b, h, i, j, exists, FORM, True)
+        used, ds, raw, seen = felt(q, k, v, g, known, call, b, h, i, j, exists, FORM, True)
         total += ds
     if FORM.rows_shared:
         total = tl.sum(total, 0)[None, :] + tl.zeros([FORM.rows, FORM.keys], tl.float32)

@@ -20,6 +20,7 @@ from chumoku.kernels.triton.scores import (
 
 NOBODY: tl.constexpr = tl.constexpr(2**31 - 1)
 FIELDS: tl.constexpr = tl.constexpr(7)
+UNROLLED: tl.constexpr = tl.constexpr(8)
 
 
 @triton.jit
@@ -39,22 +40,31 @@ def empty(FORM: tl.constexpr):
 
 
 @triton.jit
-def listed(scores, names, x, j):
+def listed(scores, names, x, j, FORM: tl.constexpr):
     """The lists with the scores of a tile taken up: equal scores go to the lower key."""
     rank = tl.where(x == x, x, float("inf"))
-    best = tl.max(rank, 1)
-    least = tl.min(scores, 1)
-    while tl.max((best > least).to(tl.int32), 0) > 0:
-        at = tl.min(tl.where(rank == best[:, None], j[None, :], NOBODY), 1)
-        last = scores == least[:, None]
-        which = tl.max(tl.where(last, names, -NOBODY), 1)
-        goes = last & (names == which[:, None]) & (best > least)[:, None]
-        scores = tl.where(goes, best[:, None], scores)
-        names = tl.where(goes, at[:, None], names)
-        rank = tl.where(j[None, :] == at[:, None], NONE, rank)
-        best = tl.max(rank, 1)
-        least = tl.min(scores, 1)
+    if FORM.top <= UNROLLED:
+        # A loop inside the walk over the keys would keep them from being fetched ahead.
+        for _ in tl.static_range(FORM.top):
+            if tl.max((tl.max(rank, 1) > tl.min(scores, 1)).to(tl.int32), 0) > 0:
+                scores, names, rank = entered(scores, names, rank, j)
+    else:
+        while tl.max((tl.max(rank, 1) > tl.min(scores, 1)).to(tl.int32), 0) > 0:
+            scores, names, rank = entered(scores, names, rank, j)
     return scores, names
+
+
+@triton.jit
+def entered(scores, names, rank, j):
+    """The lists, where the best of each row takes the place of its least, if it is better."""
+    best, least = tl.max(rank, 1), tl.min(scores, 1)
+    at = tl.min(tl.where(rank == best[:, None], j[None, :], NOBODY), 1)
+    last = scores == least[:, None]
+    which = tl.max(tl.where(last, names, -NOBODY), 1)
+    goes = last & (names == which[:, None]) & (best > least)[:, None]
+    scores = tl.where(goes, best[:, None], scores)
+    names = tl.where(goes, at[:, None], names)
+    return scores, names, tl.where(j[None, :] == at[:, None], NONE, rank)
 
 
 @triton.jit
@@ -73,9 +83,9 @@ def walked(
         k = load_rows(call, key, b, kv, j, there, FORM.width, FORM)
         v = load_rows(call, value, b, kv, j, there, FORM.value_width, FORM)
         exists = inside[:, None] & there[None, :]
-        x, seen, _ = logits(q, k, call, b, h, i, j, exists, FORM, MASKED)
+        x, seen, slope = logits(q, k, call, b, h, i, j, exists, FORM, MASKED)
         if FORM.top > 0:
-            scores, names = listed(scores, names, x, j)
+            scores, names = listed(scores, names, x, j, FORM)
         now = tl.maximum(top, tl.max(x, 1))
         shift = tl.where(now == NONE, 0.0, now)
         away = top - shift
@@ -124,7 +134,7 @@ def finish(state, output, facts, call, row, FORM: tl.constexpr):
     m = nats(top, FORM)
     sink = tl.zeros([FORM.rows], tl.float32) + NONE
     if FORM.sinks:
-        at = call.sinks.to(tl.int64).to(tl.pointer_type(FORM.type)) + h * call.sinks_step
+        at = call.sinks.to(tl.int64).to(tl.pointer_type(FORM.dtype)) + h * call.sinks_step
         sink = tl.load(at).to(tl.float32) + tl.zeros([FORM.rows], tl.float32)
     most = tl.maximum(m, sink)
     shift = tl.where(most == NONE, 0.0, most)

@@ -39,9 +39,9 @@ SPLIT_KEYS = 1024
 
 @dataclass(frozen=True)
 class Form:
-    """What decides which code is made. All but `program` and `type` are constexpr."""
+    """What decides which code is made. All but `program`, `dtype` and `stack` are constexpr."""
 
-    type: Any
+    dtype: Any
     flat: Any  # matrices whose rows begin at multiples of 16 bytes, columns side by side
     bits: Any  # scores are in bits: they are bent by nothing but the scale
     precision: Any
@@ -247,7 +247,7 @@ class Launch:
         width, value_width = call.query.shape[-1], call.value.shape[-1]
         tf32 = call.query.is_cuda and torch.backends.cuda.matmul.allow_tf32
         form = Form(
-            type=TYPES[call.query.dtype],
+            dtype=TYPES[call.query.dtype],
             stack=tl.int32 if self.deepest < 31 else tl.int64,
             program=tuple(self.program),
             **{
@@ -302,30 +302,51 @@ class Plan:
         return {"num_warps": self.num_warps, "num_stages": self.num_stages}
 
 
+# Tiles that keep sums in registers, by the width up to which they do: as the compiler tells of
+# spilled registers on a Hopper GPU (benchmarks/notes.md). Products in float32 need more of them.
+FORWARD = {
+    64: Plan(128, 64, num_warps=8, num_stages=3),
+    128: Plan(128, 64, num_warps=8, num_stages=3),
+    256: Plan(128, 32, num_warps=8),
+}
+FORWARD_FLOAT32 = {
+    64: Plan(64, 32, num_warps=8),
+    128: Plan(32, 32, num_warps=8),
+    256: Plan(16, 32, num_warps=8),
+}
+BACKWARD = {
+    64: Plan(128, 64, num_warps=8),
+    128: Plan(64, 64, num_warps=8),
+    256: Plan(64, 32, num_warps=8),
+}
+BACKWARD_FLOAT32 = {
+    64: Plan(32, 32, num_warps=8),
+    128: Plan(32, 32, num_warps=8),
+    256: Plan(16, 16, num_warps=8),
+}
+
+
+def _plan(plans: dict[int, Plan], call: Call) -> Plan:
+    """The one for the widths of a call."""
+    width = max(call.query.shape[-1], call.value.shape[-1])
+    return next(plan for most, plan in plans.items() if width <= most)
+
+
 def plan_of(call: Call) -> Plan:
     """How the forward pass is cut; by the sizes of one batch entry alone, whatever the batch is."""
-    wide, bytes_each = max(call.query.shape[-1], call.value.shape[-1]), call.query.element_size()
-    rows = call.group * call.shape.queries
-    if rows <= PACKED_ROWS:
-        splits = -(-call.shape.keys // SPLIT_KEYS) if call.shape.keys >= 2 * SPLIT_KEYS else 1
-        keys = 64 if wide * bytes_each <= 256 else 32
-        tall = max(16, int(triton.next_power_of_2(max(1, rows))))
-        return Plan(tall, keys, packed=True, splits=splits)
-    if bytes_each == 4:
-        return Plan(64, 64 if wide <= 64 else 32)
-    if wide <= 128:
-        return Plan(128, 64, num_warps=8, num_stages=3)
-    return Plan(128, 32, num_warps=8)
+    plan = _plan(FORWARD_FLOAT32 if call.query.element_size() == 4 else FORWARD, call)
+    rows, keys = call.group * call.shape.queries, call.shape.keys
+    if rows > min(PACKED_ROWS, plan.rows):
+        return plan
+    splits = -(-keys // SPLIT_KEYS) if keys >= 2 * SPLIT_KEYS else 1
+    tall = max(16, int(triton.next_power_of_2(max(1, rows))))
+    few = plan.num_warps if tall * plan.keys > 2048 else 4
+    return replace(plan, rows=tall, packed=True, splits=splits, num_warps=few, num_stages=3)
 
 
 def plan_back(call: Call) -> Plan:
     """How everything else is cut: gradients, blocks of weights, facts that add up over rows."""
-    wide, bytes_each = max(call.query.shape[-1], call.value.shape[-1]), call.query.element_size()
-    if wide * bytes_each <= 128:
-        return Plan(64, 64)
-    if wide * bytes_each <= 256:
-        return Plan(64, 64, num_warps=8)
-    return Plan(32, 32)
+    return _plan(BACKWARD_FLOAT32 if call.query.element_size() == 4 else BACKWARD, call)
 
 
 def _block(width: int) -> int:

@@ -72,11 +72,11 @@ def rows_of(call, number, FORM: tl.constexpr):
 def cells(call, array, b, h, i, BLOCK: tl.constexpr, FORM: tl.constexpr):
     """Where (rows, BLOCK) numbers of a matrix (..., heads, rows, columns) lie."""
     start = tl.load(table(call) + array.starts + b)
-    base = array.address.to(tl.int64).to(tl.pointer_type(FORM.type))
+    base = array.address.to(tl.int64).to(tl.pointer_type(FORM.dtype))
     h, i, c = h.to(tl.int64), i.to(tl.int64), tl.arange(0, BLOCK)
     if FORM.flat:
         # Rows begin at multiples of 16 bytes, and their columns lie side by side.
-        unit: tl.constexpr = 128 // FORM.type.primitive_bitwidth
+        unit: tl.constexpr = 128 // FORM.dtype.primitive_bitwidth
         base = tl.multiple_of(base, 16) + tl.multiple_of(start, unit)
         row = tl.multiple_of(h * array.head + i * array.row, unit)
         return base + row[:, None] + c[None, :]
@@ -103,7 +103,7 @@ def store_rows(call, array, x, b, h, i, inside, WIDTH: tl.constexpr, FORM: tl.co
     BLOCK: tl.constexpr = FORM.width_block if WIDTH == FORM.width else FORM.value_block
     at = cells(call, array, b, h, i, BLOCK, FORM)
     mask = inside[:, None] & (tl.arange(0, BLOCK) < WIDTH)[None, :]
-    tl.store(at, x.to(FORM.type), mask=mask)
+    tl.store(at, x.to(FORM.dtype), mask=mask)
 
 
 @triton.jit
@@ -120,7 +120,7 @@ def logits(q, k, call, b, h, i, j, inside, FORM: tl.constexpr, MASKED: tl.conste
         x = call.softcap * bent
         slope = 1 - bent * bent
     if FORM.bias:
-        at = call.bias.address.to(tl.int64).to(tl.pointer_type(FORM.type))
+        at = call.bias.address.to(tl.int64).to(tl.pointer_type(FORM.dtype))
         at += tl.load(table(call) + call.bias.starts + b)
         place = (h.to(tl.int64) * call.bias.head + i.to(tl.int64) * call.bias.row)[:, None]
         place += (j.to(tl.int64) * call.bias.column)[None, :]
@@ -143,8 +143,8 @@ def mixed(found, p, v, seen, FORM: tl.constexpr, CAREFUL: tl.constexpr):
     if CAREFUL:
         tame = (v - v) == 0
         found = tl.dot(
-            p.to(FORM.type),
-            tl.where(tame, v, 0.0).to(FORM.type),
+            p.to(FORM.dtype),
+            tl.where(tame, v, 0.0).to(FORM.dtype),
             found,
             input_precision=FORM.precision,
         )
@@ -159,7 +159,7 @@ def mixed(found, p, v, seen, FORM: tl.constexpr, CAREFUL: tl.constexpr):
                 felt = sees[:, None] & (row != 0)[None, :]
                 found += tl.where(felt, weight[:, None] * row[None, :], 0.0)
     else:
-        found = tl.dot(p.to(FORM.type), v, found, input_precision=FORM.precision)
+        found = tl.dot(p.to(FORM.dtype), v, found, input_precision=FORM.precision)
     return found
 
 

@@ -32,7 +32,7 @@ def weighed(query, key, lse, call, where, i, j, row, column, FORM: tl.constexpr)
     b, h, kv = where
     q = load_rows(call, query, b, h, i, row, FORM.width, FORM)
     k = load_rows(call, key, b, kv, j, column, FORM.width, FORM)
-    x, seen, _ = logits(q, k, call, b, h, i, j, row[:, None] & column[None, :], FORM, True)
+    x, seen, slope = logits(q, k, call, b, h, i, j, row[:, None] & column[None, :], FORM, True)
     shift = scored(tl.where(lse == NONE, 0.0, lse), FORM)
     return tl.where(seen, power(x - shift[:, None], FORM), 0.0), seen
 
@@ -95,7 +95,7 @@ def pool(query, key, lse_of, found, cells, call, FORM: tl.constexpr):
         lse = tl.load(reals(lse_of) + at, mask=i < call.queries, other=0)
         for j0 in range(left.to(tl.int32), right.to(tl.int32), FORM.keys):
             j = j0 + tl.arange(0, FORM.keys)
-            p, _ = weighed(query, key, lse, call, where, i, j, i < bottom, j < right, FORM)
+            p, seen = weighed(query, key, lse, call, where, i, j, i < bottom, j < right, FORM)
             total += tl.sum(p, 1).to(tl.float64)
             greatest = tl.max(p, 1)
             most = tl.where((greatest > most) | (greatest != greatest), greatest, most)
@@ -125,7 +125,7 @@ def collect(query, key, lse_of, found, groups, call, FORM: tl.constexpr):
     first, last = tl.load(limits).to(tl.int32), tl.load(limits + 3).to(tl.int32)
     for j0 in range(first // FORM.keys * FORM.keys, last, FORM.keys):
         j = j0 + tl.arange(0, FORM.keys)
-        p, _ = weighed(query, key, lse, call, where, i, j, row, j < call.keys, FORM)
+        p, seen = weighed(query, key, lse, call, where, i, j, row, j < call.keys, FORM)
         group = tl.load(table(call) + groups[0] + j, mask=j < call.keys, other=-1)
         one = (group[:, None] == name[None, :]).to(tl.float32)
         mass = tl.dot(p, one, mass, input_precision="ieee")
@@ -151,9 +151,9 @@ def block_of(query, key, lse_of, found, index, call, FORM: tl.constexpr):
     if FORM.raw:
         q = load_rows(call, query, b, h, i, row, FORM.width, FORM)
         k = load_rows(call, key, b, kv, j, column, FORM.width, FORM)
-        x, _, _ = logits(q, k, call, b, h, i, j, there, FORM, True)
+        x, seen, slope = logits(q, k, call, b, h, i, j, there, FORM, True)
         block = nats(x, FORM)
     else:
         lse = tl.load(reals(lse_of) + at, mask=row, other=0)
-        block, _ = weighed(query, key, lse, call, where, i, j, row, column, FORM)
+        block, seen = weighed(query, key, lse, call, where, i, j, row, column, FORM)
     tl.store(reals(found[0]) + (at * keys)[:, None] + c[None, :], block, mask=there)
