@@ -132,8 +132,8 @@ def test_a_kernel_asked_for_by_name_never_falls_back(monkeypatch):
 
 
 def test_the_names_of_the_kernels():
-    assert [kernel.name for kernel in KERNELS] == ["native", "reference"]
-    words = "kernel: got 'fast', expected 'native' or 'reference'"
+    assert [kernel.name for kernel in KERNELS] == ["native", "triton", "reference"]
+    words = "kernel: got 'fast', expected 'native', 'triton' or 'reference'"
     with pytest.raises(InvalidArgumentError, match=words):
         attention(Q, K, V, kernel="fast")
 

@@ -13,6 +13,7 @@ from cases import (
     DTYPES,
     FLOAT32,
     FLOAT64,
+    HOST_KERNELS,
     LAYOUTS,
     ZEROS,
     Case,
@@ -27,11 +28,11 @@ import chumoku.torch
 from chumoku import attention, attention_backward
 from chumoku.dropout import Dropout
 from chumoku.errors import InvalidArgumentError, InvalidTypeError
-from chumoku.kernels import KERNELS, Upstream, native, reference
+from chumoku.kernels import Upstream, native, reference
 from chumoku.mask import Causal, Custom, Documents, Lengths, Prefix, Window
 from chumoku.statistics import Watch
 
-every_kernel = pytest.mark.parametrize("kernel", KERNELS, ids=[k.name for k in KERNELS])
+every_kernel = pytest.mark.parametrize("kernel", HOST_KERNELS, ids=[k.name for k in HOST_KERNELS])
 
 # Error in norm that each dtype may have: sums in float32, and the rounding of the result and of
 # the output, which is taken for the exact one.

@@ -8,12 +8,12 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from cases import HOST_KERNELS
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from chumoku import attention
 from chumoku.errors import ChumokuError, InvalidArgumentError, InvalidTypeError, UnavailableError
-from chumoku.kernels import KERNELS
 from chumoku.statistics import FACTS, Statistics, Watch
 
 
@@ -25,7 +25,7 @@ def looks(logits, dtype=np.float64, **options):
     return seen
 
 
-@pytest.fixture(params=[k.name for k in KERNELS])
+@pytest.fixture(params=[k.name for k in HOST_KERNELS])
 def kernel(request):
     return request.param
 

@@ -40,10 +40,11 @@ MOST = 2**60
 
 def choose(call: Call, name: str | None) -> Kernel:
     """The kernel asked for, or the first that can; a refusal is raised, never worked around."""
+    *names, last = (repr(kernel.name) for kernel in KERNELS)
+    named = f"{', '.join(names)} or {last}" if names else last
     if name is not None:
         if not isinstance(name, str):
-            names = " or ".join(repr(kernel.name) for kernel in KERNELS)
-            raise InvalidTypeError("kernel", shown(name), names)
+            raise InvalidTypeError("kernel", shown(name), named)
         for kernel in KERNELS:
             if kernel.name == name:
                 reason = kernel.refuses(call)
@@ -55,9 +56,7 @@ def choose(call: Call, name: str | None) -> Kernel:
                     expected="a call that it can serve",
                     cure="Leave kernel= out to let chumoku choose.",
                 )
-        raise InvalidArgumentError(
-            "kernel", got=shown(name), expected=" or ".join(repr(k.name) for k in KERNELS)
-        )
+        raise InvalidArgumentError("kernel", shown(name), named)
     reasons = []
     for kernel in KERNELS:
         reason = kernel.refuses(call)
@@ -73,7 +72,9 @@ def choose(call: Call, name: str | None) -> Kernel:
         "kernel",
         got=f"a call that no kernel takes ({'; '.join(reasons)})",
         expected="a call that one of them can serve",
-        cure='kernel="reference" computes it all the same, if the memory allows.',
+        cure='kernel="reference" computes it all the same, if the memory allows.'
+        if isinstance(call.query, np.ndarray)
+        else "Copy the tensors with .cpu(): in main memory every call can be served.",
     )
 
 

@@ -140,9 +140,12 @@ _tables: OrderedDict[tuple[str, int, bytes], Tensor] = OrderedDict()
 
 
 class Launch:
-    """One call, ready to be handed to kernels."""
+    """One call, ready to be handed to kernels.
 
-    def __init__(self, call: Call, plan: Plan) -> None:
+    `edges` are those of the blocks of rows, where they are not those of the plan.
+    """
+
+    def __init__(self, call: Call, plan: Plan, edges: Ints | None = None) -> None:
         self.call, self.plan, self.tables = call, plan, Tables()
         self.kept: list[Any] = []  # what must outlive the launch
         self.program: list[int] = []
@@ -154,7 +157,9 @@ class Launch:
         lowered = None if call.mask is None else call.mask.lower(shape)
         if lowered is not None:
             self._add(lowered)
-        found = ranges(lowered, shape, plan.rows)
+        if edges is None:
+            edges = np.append(np.arange(0, shape.queries, plan.rows), shape.queries)
+        found = ranges(lowered, shape, edges)
         offset = np.broadcast_to(position_offset(call.mask, shape), shape.batch)
         dropout = call.dropout
         seed, rate = (0, 0.0) if dropout is None else (dropout.seed, dropout.rate)
@@ -370,7 +375,7 @@ def _offsets(shape: Any, steps: Any) -> Ints:
 def _spread(cells: NDArray[Any], device: Any) -> Tensor:
     """A host's array on a device, each axis that is broadcast held once."""
     alike = tuple(slice(0, 1) if step == 0 else slice(None) for step in cells.strides)
-    own = torch.from_numpy(np.ascontiguousarray(cells[alike])).to(device)
+    own = torch.from_numpy(np.array(cells[alike])).to(device)
     return own.expand(cells.shape)
 
 

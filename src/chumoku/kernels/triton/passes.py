@@ -9,12 +9,13 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+import triton
 from numpy.typing import NDArray
 from torch import Tensor
 
 from chumoku.kernels import Call
 from chumoku.kernels.triton import forward, totals
-from chumoku.kernels.triton.launch import Launch, plan_back, plan_of, rows_like
+from chumoku.kernels.triton.launch import Launch, Plan, plan_back, plan_of, rows_like
 from chumoku.statistics import Statistics, Watch
 
 Ints = NDArray[np.int64]
@@ -36,6 +37,13 @@ class Facts(NamedTuple):
     distance: int = 0
     top_weights: int = 0
     top_keys: int = 0
+
+
+class Cut(NamedTuple):
+    """Tiles, and the edges of the blocks of rows."""
+
+    plan: Plan
+    edges: Ints
 
 
 class Scratch(NamedTuple):
@@ -120,13 +128,13 @@ class Totals:
 
     def __init__(self, call: Call, lse: Tensor) -> None:
         self.call, self.lse = replace(call, watch=Watch()), lse.float().contiguous()
-        self.heads = prod(call.query.shape[:-2])
+        self.heads, self.plan = prod(call.query.shape[:-2]), plan_back(call)
 
     def received(self) -> tuple[Tensor, Tensor]:
         """What each key receives, and its share of the rows that see it."""
         keys = self.call.shape.keys
         both = self._empty(keys), self._empty(keys)
-        parts = -(-keys // plan_back(self.call).keys)
+        parts = -(-keys // self.plan.keys)
         self._go(totals.receive, self.heads * parts, both)
         return both
 
@@ -134,23 +142,34 @@ class Totals:
         """The weight of each group of keys in each row."""
         queries, count = self.call.shape.queries, int(groups.max(initial=-1)) + 1
         found = self._empty(queries, count)
-        blocks = -(-queries // plan_back(self.call).rows) * -(-count // totals.GROUPS.value)
+        blocks = -(-queries // self.plan.rows) * -(-count // totals.GROUPS.value)
         named = lambda launch: (launch.tables.add(groups), count)  # noqa: E731
         self._go(totals.collect, self.heads * blocks, (found,), named)
         return found
 
     def picture(self, rows: int, columns: int) -> tuple[Tensor, Tensor]:
         """Mean and largest weight of each cell."""
-        both = self._empty(rows, columns), self._empty(rows, columns)
-        if 0 in (self.call.shape.queries, self.call.shape.keys):
-            return both[0].zero_(), both[1].zero_()
-        self._go(totals.pool, self.heads * rows * columns, both, lambda _: (rows, columns))
-        return both
+        queries, keys = self.call.shape.queries, self.call.shape.keys
+        if 0 in (queries, keys):
+            return self._empty(rows, columns).zero_(), self._empty(rows, columns).zero_()
+        # A picture with more cells than there are places repeats them.
+        height, width = min(rows, queries), min(columns, keys)
+        both = self._empty(height, width), self._empty(height, width)
+        edges = np.arange(height + 1) * queries // height
+        tall = int(triton.next_power_of_2(int(np.diff(edges).max())))
+        plan = replace(self.plan, rows=min(self.plan.rows, max(16, tall)))
+        programs = self.heads * height * -(-width // totals.CELLS.value)
+        self._go(totals.pool, programs, both, lambda _: (height, width), Cut(plan, edges))
+        if (height, width) == (rows, columns):
+            return both
+        places = (np.arange(n) * m // n for n, m in ((rows, height), (columns, width)))
+        down, across = (torch.from_numpy(place).to(both[0].device) for place in places)
+        return both[0][..., down[:, None], across], both[1][..., down[:, None], across]
 
     def block(self, rows: Ints, keys: Ints, raw: bool = False) -> Tensor:
         """Weights of chosen rows, whose lse this has, and keys; where raw, their logits."""
-        found, plan = self._empty(rows.size, keys.size), plan_back(self.call)
-        parts = -(-rows.size // plan.rows) * -(-keys.size // plan.keys)
+        found = self._empty(rows.size, keys.size)
+        parts = -(-rows.size // self.plan.rows) * -(-keys.size // self.plan.keys)
 
         def index(launch: Launch) -> tuple[int, ...]:
             add = launch.tables.add
@@ -185,13 +204,14 @@ class Totals:
         programs: int,
         found: tuple[Tensor, ...],
         index: Callable[[Launch], tuple[int, ...]] = lambda _: (0,),
+        cut: Cut | None = None,
         **more: Any,
     ) -> None:
         """Runs one kernel; `index` adds to the tables what it needs besides the call."""
         if not programs:
             return
-        plan = plan_back(self.call)
-        launch = Launch(self.call, plan)
+        plan, edges = cut or (self.plan, None)
+        launch = Launch(self.call, plan, edges)
         q, k = launch.matrix(self.call.query), launch.matrix(self.call.key)
         own = index(launch)
         given, form = launch.ready(**more)

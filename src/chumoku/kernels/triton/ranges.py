@@ -12,10 +12,12 @@ from chumoku.mask import Band, Joined, Lowered, Runs, Shape
 Ints = NDArray[np.int64]
 
 
-def ranges(lowered: Lowered | None, shape: Shape, rows: int) -> Ints:
-    """First key, first and end of what all see, end: (entries or 1, blocks of rows, 4)."""
-    first = np.arange(0, shape.queries, rows)
-    hull, solid = _limits(lowered, shape, first, np.minimum(first + rows, shape.queries))
+def ranges(lowered: Lowered | None, shape: Shape, edges: Ints) -> Ints:
+    """First key, first and end of what all see, end: (entries or 1, blocks of rows, 4).
+
+    Blocks of rows lie between the edges.
+    """
+    hull, solid = _limits(lowered, shape, edges[:-1], edges[1:])
     first_key, last_key = _sorted(hull)
     inner, outer = _sorted(solid)
     return np.stack(np.broadcast_arrays(first_key, inner, outer, last_key), axis=-1)

@@ -17,6 +17,7 @@ from chumoku.kernels.triton.scores import (
 BIG: tl.constexpr = tl.constexpr(2**30)
 SCANNED: tl.constexpr = tl.constexpr(128)
 GROUPS: tl.constexpr = tl.constexpr(16)
+CELLS: tl.constexpr = tl.constexpr(16)
 
 
 @triton.jit
@@ -80,31 +81,38 @@ def receive(query, key, lse_of, found, index, call, FORM: tl.constexpr):
 
 @triton.jit
 def pool(query, key, lse_of, found, cells, call, FORM: tl.constexpr):
-    """Mean and largest weight of one cell of a picture."""
-    number = tl.program_id(0)
-    column, row = (number % cells[1]).to(tl.int64), (number // cells[1] % cells[0]).to(tl.int64)
-    where = head_of(call, number // cells[1] // cells[0])
+    """Mean and largest weight of some cells of one row of a picture."""
+    height, width = cells[0], cells[1]
+    parts, number = tl.cdiv(width, CELLS), tl.program_id(0)
+    column, band = number % parts * CELLS + tl.arange(0, CELLS), number // parts % height
+    where = head_of(call, number // parts // height)
     b, h, _ = where
-    top, left = row * call.queries // cells[0], column * call.keys // cells[1]
-    bottom = tl.maximum((row + 1) * call.queries // cells[0], top + 1)
-    right = tl.maximum((column + 1) * call.keys // cells[1], left + 1)
-    total, most = tl.zeros([FORM.rows], tl.float64), tl.zeros([FORM.rows], tl.float32)
-    for i0 in range(top.to(tl.int32), bottom.to(tl.int32), FORM.rows):
+    top = (band.to(tl.int64) * call.queries // height).to(tl.int32)
+    bottom = ((band + 1).to(tl.int64) * call.queries // height).to(tl.int32)
+    edges = column.to(tl.int64) * call.keys // width
+    ends = (column + 1).to(tl.int64) * call.keys // width
+    limits = table(call) + call.ranges + (b % call.ranges_of * height + band) * 4
+    left = tl.maximum(tl.min(edges, 0), tl.load(limits)).to(tl.int32)
+    right = tl.minimum(tl.minimum(tl.max(ends, 0), call.keys), tl.load(limits + 3)).to(tl.int32)
+    total, most = tl.zeros([CELLS], tl.float64), tl.zeros([CELLS], tl.float32)
+    for i0 in range(top, bottom, FORM.rows):
         i = i0 + tl.arange(0, FORM.rows)
         at = (b * call.heads + h) * call.queries + i
-        lse = tl.load(reals(lse_of) + at, mask=i < call.queries, other=0)
-        for j0 in range(left.to(tl.int32), right.to(tl.int32), FORM.keys):
+        lse = tl.load(reals(lse_of) + at, mask=i < bottom, other=0)
+        for j0 in range(left, right, FORM.keys):
             j = j0 + tl.arange(0, FORM.keys)
             p, seen = weighed(query, key, lse, call, where, i, j, i < bottom, j < right, FORM)
-            total += tl.sum(p, 1).to(tl.float64)
-            greatest = tl.max(p, 1)
-            most = tl.where((greatest > most) | (greatest != greatest), greatest, most)
-    at = ((b * call.heads + h) * cells[0] + row) * cells[1] + column
-    whole = tl.sum(total, 0)
-    mean = whole / ((bottom - top) * (right - left)).to(tl.float64)
-    largest = tl.where(whole == whole, tl.max(most, 0), whole.to(tl.float32))
-    tl.store(reals(found[0]) + at, mean.to(tl.float32))
-    tl.store(reals(found[1]) + at, largest)
+            # The cell in which key j lies.
+            cell = ((j.to(tl.int64) + 1) * width - 1) // call.keys
+            own = cell[:, None] == column[None, :]
+            sums = tl.sum(p, 0).to(tl.float64)
+            total += tl.sum(tl.where(own, sums[:, None], 0.0), 0)
+            most = tl.maximum(most, tl.max(tl.where(own, tl.max(p, 0)[:, None], 0.0), 0))
+    mean = total / tl.maximum((bottom - top) * (ends - edges), 1).to(tl.float64)
+    largest = tl.where(total == total, most, total.to(tl.float32))
+    at = ((b * call.heads + h) * height + band) * width + column
+    tl.store(reals(found[0]) + at, mean.to(tl.float32), mask=column < width)
+    tl.store(reals(found[1]) + at, largest, mask=column < width)
 
 
 @triton.jit
