@@ -1,6 +1,6 @@
 """Compiles the Triton kernel for a Hopper GPU (sm_90) where there is none, and says what came out.
 
-python tests/compiled.py [forward seeing top decoding backward totals float32 ...]: for each kernel
+python tests/compiled.py [forward seeing top decoding ...]: for each kernel
 its shared memory, products on tensor cores (wgmma), copies of 16 bytes that are fetched ahead
 (cp.async), loads of single numbers of 16 bits, registers and spilled bytes. As JSON with --json.
 """
@@ -26,8 +26,9 @@ from triton.backends.compiler import GPUTarget
 from triton.runtime import driver
 from triton.runtime.jit import JITFunction
 
+from chumoku.dropout import Dropout
 from chumoku.kernels import KERNELS, Call, Upstream
-from chumoku.mask import Causal, Lengths
+from chumoku.mask import Causal, Documents, Lengths
 from chumoku.statistics import Watch
 
 KERNEL = next(kernel for kernel in KERNELS if kernel.name == "triton")
@@ -86,11 +87,25 @@ def compile_all(case: str, width: int, dtype: torch.dtype) -> None:
         cells = torch.ones((4096, 4096), dtype=torch.bool)
         KERNEL.run(replace(call, mask=(Causal() & Lengths(3000)) | cells))
     else:
-        rows = torch.empty(call.query.shape[:-1])
-        KERNEL.backward(call, Upstream(call.query, call.query, rows))
+        rows, bias_shape = torch.empty(call.query.shape[:-1]), ()
+        given = (call.query, call.query, rows)
+        if case == "options":
+            bias_shape = (4096,)
+            call = replace(
+                call,
+                bias=torch.empty(4096, dtype=dtype).expand(1, 2, 4096, 4096),
+                sinks=torch.empty(2, dtype=dtype),
+                softcap=30.0,
+                dropout=Dropout(0.1, 2**40),
+                mask=Documents(np.arange(4096) // 100) & Documents(np.arange(4096) % 9),
+                watch=Watch(top=20, distance=True, entropy=True, saturation=True),
+            )
+            KERNEL.run(call)
+            given = (*given, rows, rows)
+        KERNEL.backward(call, Upstream(*given, bias_shape=bias_shape))
 
 
-CASES = ("forward", "seeing", "top", "decoding", "masked", "totals", "backward")
+CASES = ("forward", "seeing", "top", "decoding", "masked", "totals", "backward", "options")
 
 
 def main() -> None:

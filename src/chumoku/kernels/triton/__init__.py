@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
-from chumoku.kernels import Call
-from chumoku.kernels.triton.gradients import backward
-from chumoku.kernels.triton.launch import TYPES
-from chumoku.kernels.triton.passes import run, weights
+from typing import Any
 
-__all__ = ["backward", "name", "refuses", "run", "weights"]
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from chumoku.kernels import Call, Gradients, Upstream
+from chumoku.kernels.triton import gradients, passes
+from chumoku.kernels.triton.launch import TYPES
+from chumoku.statistics import Statistics
 
 name = "triton"
 
@@ -28,3 +33,29 @@ def refuses(call: Call) -> str | None:
     if length > LONGEST:
         return f"it counts queries and keys up to {LONGEST:,}, not {length:,}"
     return None
+
+
+def _current(tensor: Tensor) -> Any:
+    """A context in which the tensor's GPU is the current one: Triton launches there."""
+    device_of: Any = torch.cuda.device_of
+    return device_of(tensor)
+
+
+def run(call: Call) -> tuple[Tensor, Statistics]:
+    """Output of shape (*batch, heads, queries, value_width), and what was watched."""
+    with _current(call.query):
+        return passes.run(call)
+
+
+def weights(
+    call: Call, rows: NDArray[np.int64], keys: NDArray[np.int64], lse: Tensor | None
+) -> Tensor:
+    """The block (*batch, heads, len(rows), len(keys)) of the weights."""
+    with _current(call.query):
+        return passes.weights(call, rows, keys, lse)
+
+
+def backward(call: Call, upstream: Upstream) -> Gradients:
+    """The gradients in the dtype of the arrays; those of bias and sinks in float32."""
+    with _current(call.query):
+        return gradients.backward(call, upstream)

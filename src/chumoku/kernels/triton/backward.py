@@ -55,12 +55,10 @@ def told(facts, at, inside, FORM: tl.constexpr):
 
 
 @triton.jit
-def felt(
-    q, k, v, g, known, call, b, h, i, j, exists,
-    FORM: tl.constexpr, MASKED: tl.constexpr,
-):  # fmt: skip
+def felt(q, k, v, g, known, call, place, FORM: tl.constexpr, MASKED: tl.constexpr):
     """Weights after dropout, gradients of logits and of scores before the cap, of one tile."""
     lse, pulls, twist = known
+    b, h, i, j, exists = place
     x, seen, slope = logits(q, k, call, b, h, i, j, exists, FORM, MASKED)
     log_p = x - lse[:, None]
     p = power(log_p, FORM)
@@ -86,19 +84,19 @@ def felt(
 
 @triton.jit
 def pulled_at_queries(
-    q, g, arrays, known, call, row, first, last,
-    FORM: tl.constexpr, MASKED: tl.constexpr, CAREFUL: tl.constexpr, found,
+    found, arrays, known, call, row, first, last,
+    FORM: tl.constexpr, MASKED: tl.constexpr, CAREFUL: tl.constexpr,
 ):  # fmt: skip
     """The gradient of some queries, with the keys of some tiles more."""
-    key, value = arrays
+    q, g, key, value = arrays
     b, h, kv, i, inside = row
     for j0 in range(first, last, FORM.keys):
         j = j0 + tl.arange(0, FORM.keys)
         there = j < call.keys if MASKED else j >= 0
         k = load_rows(call, key, b, kv, j, there, FORM.width, FORM)
         v = load_rows(call, value, b, kv, j, there, FORM.value_width, FORM)
-        exists = inside[:, None] & there[None, :]
-        used, ds, raw, seen = felt(q, k, v, g, known, call, b, h, i, j, exists, FORM, MASKED)
+        place = b, h, i, j, inside[:, None] & there[None, :]
+        used, ds, raw, seen = felt(q, k, v, g, known, call, place, FORM, MASKED)
         found = mixed(found, raw, k, seen, FORM, CAREFUL)
     return found
 
@@ -112,20 +110,14 @@ def back_to_queries(query, key, value, gradient, found, facts, call, FORM: tl.co
     q = load_rows(call, query, b, h, i, inside, FORM.width, FORM)
     g = load_rows(call, gradient, b, h, i, inside, FORM.value_width, FORM)
     known = told(facts, (b * call.heads + h) * call.queries + i, inside, FORM)
-    first, solid, solid_end, last = limits_of(call, b, number, FORM)
-    first = first // FORM.keys * FORM.keys
-    solid = tl.maximum(first, tl.cdiv(solid, FORM.keys) * FORM.keys)
-    solid_end = tl.minimum(last, solid_end) // FORM.keys * FORM.keys
-    if solid_end <= solid:
-        solid = tl.maximum(first, last)
-        solid_end = solid
+    first, solid, solid_end, last = limits_of(call, b, number, 0, FORM)
     zero = tl.zeros([FORM.rows, FORM.width_block], tl.float32)
-    given = key, value
-    dq = pulled_at_queries(q, g, given, known, call, row, first, solid, FORM, True, False, zero)
-    dq = pulled_at_queries(q, g, given, known, call, row, solid, solid_end, FORM, False, False, dq)
-    dq = pulled_at_queries(q, g, given, known, call, row, solid_end, last, FORM, True, False, dq)
+    arrays = q, g, key, value
+    dq = pulled_at_queries(zero, arrays, known, call, row, first, solid, FORM, True, False)
+    dq = pulled_at_queries(dq, arrays, known, call, row, solid, solid_end, FORM, False, False)
+    dq = pulled_at_queries(dq, arrays, known, call, row, solid_end, last, FORM, True, False)
     if has_nan(dq, inside):
-        dq = pulled_at_queries(q, g, given, known, call, row, first, last, FORM, True, True, zero)
+        dq = pulled_at_queries(zero, arrays, known, call, row, first, last, FORM, True, True)
     store_rows(call, found, dq * call.factor, b, h, i, inside, FORM.width, FORM)
 
 
@@ -146,8 +138,8 @@ def pulled_at_keys(k, v, arrays, facts, call, where, j, FORM: tl.constexpr, CARE
         q = load_rows(call, query, b, h, i, inside, FORM.width, FORM)
         g = load_rows(call, gradient, b, h, i, inside, FORM.value_width, FORM)
         known = told(facts, (b * call.heads + h) * call.queries + i, inside, FORM)
-        exists = inside[:, None] & (j < call.keys)[None, :]
-        used, ds, raw, seen = felt(q, k, v, g, known, call, b, h, i, j, exists, FORM, True)
+        place = b, h, i, j, inside[:, None] & (j < call.keys)[None, :]
+        used, ds, raw, seen = felt(q, k, v, g, known, call, place, FORM, True)
         turned = tl.trans(seen)
         dk = mixed(dk, tl.trans(raw), q, turned, FORM, CAREFUL)
         dv = mixed(dv, tl.trans(used), g, turned, FORM, CAREFUL)
@@ -194,11 +186,13 @@ def back_to_bias(query, key, value, gradient, found, own, facts, call, FORM: tl.
     many_rows = tl.cdiv(call.queries, FORM.rows) if FORM.rows_shared else 1
     many_keys = tl.cdiv(call.keys, FORM.keys) if FORM.keys_shared else 1
     total = tl.zeros([FORM.rows, FORM.keys], tl.float32)
-    for n in range(0, shared * many_heads * many_rows * many_keys):
-        j = n % many_keys * FORM.keys + (tl.arange(0, FORM.keys) if FORM.keys_shared else c)
-        i = n // many_keys % many_rows * FORM.rows
+    steps = tl.full((), 1, tl.int64) * shared * many_heads * many_rows * many_keys
+    for n in range(0, steps):
+        j = tl.cast(n % many_keys, tl.int32) * FORM.keys
+        j += tl.arange(0, FORM.keys) if FORM.keys_shared else c
+        i = tl.cast(n // many_keys % many_rows, tl.int32) * FORM.rows
         i += tl.arange(0, FORM.rows) if FORM.rows_shared else r
-        h = own_head + n // many_keys // many_rows % many_heads
+        h = own_head + tl.cast(n // many_keys // many_rows % many_heads, tl.int32)
         entry = n // many_keys // many_rows // many_heads
         b = tl.load(table(call) + names + own_entry * shared + entry)
         kv = h // (call.heads // call.kv_heads)
@@ -208,8 +202,8 @@ def back_to_bias(query, key, value, gradient, found, own, facts, call, FORM: tl.
         k = load_rows(call, key, b, kv, j, column, FORM.width, FORM)
         v = load_rows(call, value, b, kv, j, column, FORM.value_width, FORM)
         known = told(facts, (b * call.heads + h) * call.queries + i, row, FORM)
-        exists = row[:, None] & column[None, :]
-        used, ds, raw, seen = felt(q, k, v, g, known, call, b, h, i, j, exists, FORM, True)
+        place = b, h, i, j, row[:, None] & column[None, :]
+        used, ds, raw, seen = felt(q, k, v, g, known, call, place, FORM, True)
         total += ds
     if FORM.rows_shared:
         total = tl.sum(total, 0)[None, :] + tl.zeros([FORM.rows, FORM.keys], tl.float32)

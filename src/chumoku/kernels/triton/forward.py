@@ -119,10 +119,9 @@ def walked(
 
 @triton.jit
 def log1p(x):
-    """ln(1 + x) without what 1 + x rounds away."""
-    u = 1 + x
-    d = u - 1
-    return tl.where(d == 0, x, tl.log(u) * (x / tl.where(d == 0, 1.0, d)))
+    """ln(1 + x); by its series where 1 + x would round it away."""
+    rest = x * (1 / 3 - x * (1 / 4 - x * (1 / 5 - x * (1 / 6))))
+    return tl.where(x < 0.05, x * (1 - x * (1 / 2 - rest)), tl.log(1 + x))
 
 
 @triton.jit
@@ -259,17 +258,23 @@ def merged(one, other, FORM: tl.constexpr):
 
 
 @triton.jit
-def limits_of(call, b, number, FORM: tl.constexpr):
-    """First key of some rows, first and end of what all of them see, end."""
+def limits_of(call, b, number, split, FORM: tl.constexpr):
+    """Where the tiles that some rows see begin and end, and those that all of them see whole."""
     blocks = tl.cdiv(call.queries, FORM.rows)
     block = 0 if FORM.packed else blocks - 1 - number % blocks
     at = table(call) + call.ranges + (b % call.ranges_of * blocks + block) * 4
-    return (
-        tl.load(at).to(tl.int32),
-        tl.load(at + 1).to(tl.int32),
-        tl.load(at + 2).to(tl.int32),
-        tl.load(at + 3).to(tl.int32),
-    )
+    first, last = tl.load(at).to(tl.int32), tl.load(at + 3).to(tl.int32)
+    solid, solid_end = tl.load(at + 1).to(tl.int32), tl.load(at + 2).to(tl.int32)
+    if FORM.splits > 1:
+        # Splits begin at the same keys, whatever else is in the batch.
+        first = tl.maximum(first, split * FORM.split)
+        last = tl.minimum(last, (split + 1) * FORM.split)
+    first = first // FORM.keys * FORM.keys
+    solid = tl.maximum(first, tl.cdiv(solid, FORM.keys) * FORM.keys)
+    solid_end = tl.minimum(last, solid_end) // FORM.keys * FORM.keys
+    none = solid_end <= solid
+    solid = tl.where(none, tl.maximum(first, last), solid)
+    return first, solid, tl.where(none, solid, solid_end), last
 
 
 @triton.jit
@@ -279,17 +284,7 @@ def attend(query, key, value, output, call, facts, scratch, FORM: tl.constexpr):
     row = rows_of(call, number, FORM)
     b, h, _, i, inside = row
     q = load_rows(call, query, b, h, i, inside, FORM.width, FORM)
-    first, solid, solid_end, last = limits_of(call, b, number, FORM)
-    if FORM.splits > 1:
-        # Splits begin at the same keys, whatever else is in the batch.
-        first = tl.maximum(first, split * FORM.split)
-        last = tl.minimum(last, (split + 1) * FORM.split)
-    first = first // FORM.keys * FORM.keys
-    solid = tl.maximum(first, tl.cdiv(solid, FORM.keys) * FORM.keys)
-    solid_end = tl.minimum(last, solid_end) // FORM.keys * FORM.keys
-    if solid_end <= solid:
-        solid = tl.maximum(first, last)
-        solid_end = solid
+    first, solid, solid_end, last = limits_of(call, b, number, split, FORM)
     arrays = key, value
     state = empty(FORM)
     state = walked(state, q, arrays, call, row, first, solid, FORM, True, False)

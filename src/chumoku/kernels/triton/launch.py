@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import OrderedDict
 from dataclasses import dataclass, replace
 from math import log2, prod
+from threading import Lock
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -128,15 +129,18 @@ class Tables:
         numbers = np.concatenate(self.parts)
         stream = torch.cuda.current_stream(device).cuda_stream if device.type == "cuda" else 0
         key = (str(device), stream, numbers.tobytes())
-        if key not in _tables:
-            _tables[key] = torch.from_numpy(numbers).to(device)
-        _tables.move_to_end(key)
-        if len(_tables) > KEPT_TABLES:
-            _tables.popitem(last=False)
-        return _tables[key]
+        with _sending:
+            table = _tables.pop(key, None)
+            if table is None:
+                table = torch.from_numpy(numbers).to(device)
+            _tables[key] = table
+            if len(_tables) > KEPT_TABLES:
+                _tables.popitem(last=False)
+        return table
 
 
 _tables: OrderedDict[tuple[str, int, bytes], Tensor] = OrderedDict()
+_sending = Lock()
 
 
 class Launch:
@@ -340,6 +344,8 @@ def _plan(plans: dict[int, Plan], call: Call) -> Plan:
 def plan_of(call: Call) -> Plan:
     """How the forward pass is cut; by the sizes of one batch entry alone, whatever the batch is."""
     plan = _plan(FORWARD_FLOAT32 if call.query.element_size() == 4 else FORWARD, call)
+    if call.dropout is not None:  # its random numbers need registers too
+        plan = replace(plan, rows=max(16, plan.rows // 2), keys=32)
     rows, keys = call.group * call.shape.queries, call.shape.keys
     if rows > min(PACKED_ROWS, plan.rows):
         return plan

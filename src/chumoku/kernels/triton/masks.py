@@ -33,15 +33,16 @@ def visible(call, b, h, i, j, inside, FORM: tl.constexpr):
         elif FORM.program[n] == OR:
             stack = (stack >> 1) | (stack & 1)
         else:
-            seen = leaf(table(call), at, b, h, i, j, inside, FORM.program[n])
+            seen = leaf(call, at, b, h, i, j, inside, FORM.program[n])
             stack = (stack << 1) | seen.to(FORM.stack)
             at += LEAF
     return inside & ((stack & 1) != 0)
 
 
 @triton.jit
-def leaf(numbers, at, b, h, i, j, inside, KIND: tl.constexpr):
+def leaf(call, at, b, h, i, j, inside, KIND: tl.constexpr):
     """What one mask allows; its numbers begin at `at`."""
+    numbers = table(call)
     if KIND == BAND:
         limits = numbers + tl.load(numbers + at) + b % tl.load(numbers + at + 1) * 6
         low = i + tl.load(limits + 4).to(tl.int32)
@@ -55,7 +56,7 @@ def leaf(numbers, at, b, h, i, j, inside, KIND: tl.constexpr):
         place = (b % tl.load(numbers + at + 2) * tl.load(numbers + at + 4) + i) * runs
         starts = numbers + tl.load(numbers + at) + place
         stops = numbers + tl.load(numbers + at + 1) + place
-        row = i >= 0
+        row = i < call.queries
         seen = inside & (j < 0)
         for run in range(0, runs):
             start = tl.load(starts + run, mask=row, other=0)
@@ -67,7 +68,8 @@ def leaf(numbers, at, b, h, i, j, inside, KIND: tl.constexpr):
         length = tl.load(numbers + at + 4)
         queries = numbers + tl.load(numbers + at) + entry * tl.load(numbers + at + 3)
         keys = numbers + tl.load(numbers + at + 1) + entry * length
-        return tl.load(queries + i) == tl.load(keys + j, mask=j < length, other=0)
+        query_id = tl.load(queries + i, mask=i < call.queries, other=0)
+        return query_id == tl.load(keys + j, mask=j < length, other=0)
     else:
         cells = tl.load(numbers + at) + tl.load(numbers + tl.load(numbers + at + 1) + b)
         place = h.to(tl.int64) * tl.load(numbers + at + 2) + i * tl.load(numbers + at + 3)
