@@ -6,6 +6,7 @@
     python benchmarks/run.py --dtypes bfloat16,float16    # in other dtypes than float32
     python benchmarks/run.py --base HEAD~3                # beside another commit of our own
     python benchmarks/run.py --save NAME                  # also benchmarks/results/NAME.json
+    python benchmarks/run.py --device cuda                # on a GPU: benchmarks/cuda.py
 
 Each contender runs in a process of its own (another library's idle threads would disturb the
 rest), and they take turns, round by round, with a probe of what the machine can do at that moment.
@@ -250,6 +251,10 @@ def parse() -> argparse.Namespace:
 
 def main() -> int:
     """Run the benchmark as the command line asks; 1 when a case of ours is wrong."""
+    if sys.argv[1:3] == ["--device", "cuda"]:
+        from benchmarks.cuda import main as on_gpu
+
+        return on_gpu(sys.argv[3:])
     options = parse()
     if options.probe:
         probe(options.probe, options.threads)

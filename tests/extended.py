@@ -185,12 +185,22 @@ def fuzz() -> None:
     do("fuzz of calls", *pytest, "tests/test_kernels.py", "-k", "any_call", **many)
 
 
+def triton() -> None:
+    """The GPU's kernel: every case in Triton's interpreter, and its code for a Hopper GPU."""
+    pytest = [run.python(), "-m", "pytest", "-q", "-p", "no:cacheprovider"]
+    do("triton's interpreter", *pytest, "tests/every_triton.py")
+    for dtype in ("bfloat16", "float16", "float32"):
+        widths = ("--width", "64", "128", "256")
+        do(f"triton {dtype}", run.python(), "tests/compiled.py", "--dtype", dtype, *widths)
+
+
 PARTS: dict[str, tuple[Callable[[], None], dict[str, str]]] = {
     "neon": (neon, CROSS),
     "x86": (x86, QEMU),
     "sanitize": (sanitize, {}),
     "mutants": (mutants, {}),
     "fuzz": (fuzz, {}),
+    "triton": (triton, {}),
 }
 
 

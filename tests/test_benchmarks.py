@@ -40,6 +40,30 @@ def test_a_case_beside_a_peer():
         ), done.stdout
 
 
+@pytest.mark.skipif(torch.cuda.is_available(), reason="here it would time everything")
+def test_without_a_gpu_it_says_so(monkeypatch):
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
+    done = bench("--device", "cuda")
+    assert done.returncode == 1
+    assert done.stdout.startswith("PyTorch finds no CUDA GPU here; ")
+
+
+def test_the_script_for_a_gpu_runs_to_its_end(monkeypatch):
+    """In Triton's interpreter, where there is none: its figures mean nothing there."""
+    pytest.importorskip("triton", reason="the kernel of a GPU's tensors is written in Triton")
+    monkeypatch.setenv("TRITON_INTERPRET", "1")
+    sizes = ("--widths", "512", "--lengths", "16", "--tokens", "16", "--rounds", "1")
+    parts = ("--parts", "forward,seeing", "--peers", "flash")
+    done = bench("--device", "cuda", *parts, *sizes)
+    assert done.returncode == 1, done.stderr
+    assert "failed: chumoku: kernel: got a call that no kernel takes" in done.stdout
+    done = bench("--device", "cuda", *parts, "--widths", "256", *sizes[2:])
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.endswith("failed: nothing\n")
+    for part in ("ceiling", "forward", "seeing"):
+        assert f"\n{part} " in done.stdout
+
+
 def test_a_peer_that_cannot_do_a_case_says_why():
     done = bench("--cases", "tiny", "--peers", "torch folded", "--rounds", "1")
     assert "torch folded       nothing to fold" in done.stdout

@@ -97,7 +97,7 @@ def walked(
             moved = tl.where(total == 0, 0.0, away * total)
             # A weight of 0 counts for nothing, however far below it is.
             below = alpha * (below + moved) + tl.sum(p * tl.maximum(d, -1000.0), 1)
-        if FORM.saturation:
+        if FORM.entropy or FORM.saturation:
             # Those that share the largest weight are told from the others, so that nothing is
             # rounded away beside them.
             others = tl.where(d == 0, 0.0, p)
@@ -105,7 +105,8 @@ def walked(
             gone = tl.where(now > top, ties, 0.0) * alpha
             ties = tl.where(now > top, 0.0, ties) + tl.floor(here_total - others_total + 0.5)
             rest = rest * alpha + gone + others_total
-            squares = squares * alpha * alpha + gone * alpha + tl.sum(others * others, 1)
+            if FORM.saturation:
+                squares = squares * alpha * alpha + gone * alpha + tl.sum(others * others, 1)
         if FORM.distance:
             far = tl.abs(here[:, None] - j[None, :]).to(tl.float32)
             way = way * alpha + tl.sum(p * far, 1)
@@ -152,6 +153,9 @@ def finish(state, output, facts, call, row, FORM: tl.constexpr):
     if FORM.sinks:
         tl.store(reals(facts.sink_weight) + at, sink_weight, mask=inside)
     if FORM.entropy:
+        # total - 1, of which nothing was rounded away beside the 1.
+        more = rest + (ties - 1) + tl.exp(sink - m)
+        above = tl.where(m >= sink, log1p(more), above)
         entropy = total * share * above - nats(below, FORM) * share
         tl.store(reals(facts.entropy) + at, tl.where(none, 0.0, entropy), mask=inside)
     if FORM.saturation:
