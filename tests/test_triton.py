@@ -387,17 +387,31 @@ def test_without_triton_the_package_is_named(gpu, monkeypatch):
         attention(*tensors())
 
 
-def test_equal_tables_are_sent_once(gpu, monkeypatch):
+def test_calls_alike_are_made_ready_once(gpu, monkeypatch):
+    """What is kept is taken for other arrays of the same sizes, and for no other mask."""
     from chumoku.kernels.triton import launch
 
-    monkeypatch.setattr(launch, "_tables", type(launch._tables)())
-    for _ in range(3):
-        attention(*tensors(), mask=Window(3, 3))
-    assert len(launch._tables) == 1
-    monkeypatch.setattr(launch, "KEPT_TABLES", 2)
-    for left in range(4):
-        attention(*tensors(), mask=Window(left, 0))
-    assert len(launch._tables) == 2
+    monkeypatch.setattr(launch, "_made", made := type(launch._made)())
+    for seed in range(3):
+        arrays = FEW.arrays(seed=seed)
+        given = {"bias": np.full(40, seed, np.float32), "sinks": np.full(2, seed, np.float32)}
+        wanted = attention(*arrays, mask=Window(3, 3), **given)
+        theirs = {name: tensor(array) for name, array in given.items()}
+        found = attention(*map(tensor, arrays), mask=Window(3, 3), **theirs)
+        assert np.abs(host(found) - wanted).max() < 1e-5
+    assert len(made) == 1
+    cells = tensor(np.ones((9, 40), bool))
+    for mask in (cells, Causal() & cells, Custom(lambda b, h, i, j: i > j)):
+        attention(*tensors(), mask=mask)
+    attention(*tensors(), dropout=Dropout(0.1, 1))
+    assert len(made) == 1
+    for mask in (Causal(), Causal(1), Causal() | Prefix(1), Causal() & Prefix(1), Lengths([3, 4])):
+        attention(*tensors(), mask=mask)
+    assert len(made) == 6
+    monkeypatch.setattr(launch, "KEPT_READY", 2)
+    attention(*tensors())
+    attention(*(x.swapaxes(0, 1) for x in tensors()[:1]), *(x[:1] for x in tensors()[1:]))
+    assert len(made) <= 6
 
 
 IMPORTS = """

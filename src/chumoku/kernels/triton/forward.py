@@ -269,7 +269,7 @@ def limits_of(call, b, number, split, FORM: tl.constexpr):
     at = table(call) + call.ranges + (b % call.ranges_of * blocks + block) * 4
     first, last = tl.load(at).to(tl.int32), tl.load(at + 3).to(tl.int32)
     solid, solid_end = tl.load(at + 1).to(tl.int32), tl.load(at + 2).to(tl.int32)
-    if FORM.splits > 1:
+    if FORM.split > 0:
         # Splits begin at the same keys, whatever else is in the batch.
         first = tl.maximum(first, split * FORM.split)
         last = tl.minimum(last, (split + 1) * FORM.split)
@@ -297,9 +297,9 @@ def attend(query, key, value, output, call, facts, scratch, FORM: tl.constexpr):
     if has_nan(state[7], inside):
         # From what these rows do not see, or from what they see: once more, with care.
         state = walked(empty(FORM), q, arrays, call, row, first, last, FORM, True, True)
-    if FORM.splits > 1:
+    if FORM.split > 0:
         at = (b * call.heads + h) * call.queries + i
-        keep(state, scratch, at * FORM.splits + split, inside, FORM)
+        keep(state, scratch, at * tl.num_programs(1) + split, inside, FORM)
     else:
         finish(state, output, facts, call, row, FORM)
 
@@ -311,6 +311,6 @@ def join(output, call, facts, scratch, FORM: tl.constexpr):
     b, h, _, i, inside = row
     at = (b * call.heads + h) * call.queries + i
     state = empty(FORM)
-    for split in range(0, FORM.splits):
-        state = merged(state, fetched(scratch, at * FORM.splits + split, inside, FORM), FORM)
+    for split in range(0, call.splits):
+        state = merged(state, fetched(scratch, at * call.splits + split, inside, FORM), FORM)
     finish(state, output, facts, call, row, FORM)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 from math import prod
 from typing import Any, NamedTuple
 
@@ -12,7 +13,7 @@ from torch import Tensor
 
 from chumoku.kernels import Call, Gradients, Upstream
 from chumoku.kernels.triton import backward as back
-from chumoku.kernels.triton.launch import Launch, plan_back, rows_like
+from chumoku.kernels.triton.launch import Launch, plan_back, ready, rows_like
 from chumoku.kernels.triton.passes import attend
 from chumoku.statistics import Watch
 
@@ -83,24 +84,26 @@ def _pull_back(
 ) -> None:
     """Fills the gradients found, and what pulls at each row."""
     plan = plan_back(call)
-    launch = Launch(replace(call, watch=Watch(entropy="twist" in facts)), plan)
-    q, k, v, g, o = (launch.matrix(given[which]) for which in (*found, "gradient", "output"))
-    dq, dk, dv = (launch.matrix(array) for array in found.values())
-    own = None if d_bias is None else _own(call, d_bias, launch)
-    numbers, form = launch.ready(lse_gradient="lse_gradient" in facts)
+    asked = replace(call, watch=Watch(entropy="twist" in facts))
+    own = None if d_bias is None else partial(_own, call, d_bias)
+    made = ready(
+        asked, plan, (*given.values(), *found.values()), own, lse_gradient="lse_gradient" in facts
+    )
+    q, k, v, g, o, dq, dk, dv = made.matrices
+    numbers, form = made.given, made.form
     known = Known(**{fact: x.data_ptr() for fact, x in facts.items() if fact in Known._fields})
-    rows, told = (launch.programs(),), plan.told
+    rows, told = (made.programs,), plan.told
     back.pull[rows](o, g, known, numbers, form, **told)
     back.back_to_queries[rows](q, k, v, g, dq, known, numbers, form, **told)
     keys = (prod(call.key.shape[:-2]) * -(-call.shape.keys // plan.keys),)
     back.back_to_keys[keys](q, k, v, g, dk, dv, known, numbers, form, **told)
-    if d_bias is not None and own is not None and d_bias.numel():
+    if d_bias is not None and d_bias.numel():
         form = form.but(rows_shared=d_bias.shape[-2] == 1, keys_shared=d_bias.shape[-1] == 1)
         heads, height, width = d_bias.shape[-3:]
         tiles = -(-height // plan.rows) * -(-width // plan.keys)
         programs = (prod(d_bias.shape[:-3]) * heads * tiles,)
         at = d_bias.data_ptr()
-        back.back_to_bias[programs](q, k, v, g, at, own, known, numbers, form, **told)
+        back.back_to_bias[programs](q, k, v, g, at, made.own, known, numbers, form, **told)
 
 
 def _own(call: Call, d_bias: Tensor, launch: Launch) -> tuple[int, ...]:

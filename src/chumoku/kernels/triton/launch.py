@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from math import log2, prod
 from threading import Lock
@@ -18,7 +19,25 @@ from torch import Tensor
 from chumoku.kernels import Call
 from chumoku.kernels.triton import masks
 from chumoku.kernels.triton.ranges import ranges
-from chumoku.mask import Asked, Band, Boolean, Equal, Joined, Lowered, Runs, position_offset
+from chumoku.mask import (
+    All,
+    Any_,
+    Asked,
+    Band,
+    Boolean,
+    Causal,
+    Chunks,
+    Documents,
+    Equal,
+    Joined,
+    Lengths,
+    Lowered,
+    Mask,
+    Prefix,
+    Runs,
+    Window,
+    position_offset,
+)
 
 Ints = NDArray[np.int64]
 
@@ -28,8 +47,8 @@ TYPES = {torch.float32: tl.float32, torch.float16: tl.float16, torch.bfloat16: t
 # no code of its own.
 ALIGNED = 16
 
-# Tables of so many calls stay on the GPU, those that were used last.
-KEPT_TABLES = 64
+# What so many calls need stays ready, those that came last.
+KEPT_READY = 64
 
 # Rows of all heads that share a key head are computed together, where they are so few.
 PACKED_ROWS = 64
@@ -65,8 +84,7 @@ class Form:
     width_block: Any
     value_width: Any
     value_block: Any
-    splits: Any
-    split: Any
+    split: Any  # keys of each, 0 where they are not split
     raw: Any
     lse_gradient: Any
     rows_shared: Any
@@ -107,6 +125,7 @@ class Given(NamedTuple):
     kv_heads: int
     queries: int
     keys: int
+    splits: int
 
 
 class Tables:
@@ -125,26 +144,12 @@ class Tables:
         return at
 
     def on(self, device: Any) -> Tensor:
-        """All of them there; equal tables of one stream are one."""
-        numbers = np.concatenate(self.parts)
-        stream = torch.cuda.current_stream(device).cuda_stream if device.type == "cuda" else 0
-        key = (str(device), stream, numbers.tobytes())
-        with _sending:
-            table = _tables.pop(key, None)
-            if table is None:
-                table = torch.from_numpy(numbers).to(device)
-            _tables[key] = table
-            if len(_tables) > KEPT_TABLES:
-                _tables.popitem(last=False)
-        return table
-
-
-_tables: OrderedDict[tuple[str, int, bytes], Tensor] = OrderedDict()
-_sending = Lock()
+        """All of them there."""
+        return torch.from_numpy(np.concatenate(self.parts)).to(device)
 
 
 class Launch:
-    """One call, ready to be handed to kernels.
+    """One call as it is made ready for kernels: `ready` below does it.
 
     `edges` are those of the blocks of rows, where they are not those of the plan.
     """
@@ -186,6 +191,7 @@ class Launch:
             kv_heads=call.key.shape[-3],
             queries=shape.queries,
             keys=shape.keys,
+            splits=plan.splits,
         )
         self.bits = bits
 
@@ -249,13 +255,12 @@ class Launch:
             return prod(shape.batch) * int(kv_heads)
         return prod(shape.batch) * shape.heads * -(-shape.queries // self.plan.rows)
 
-    def ready(self, **more: Any) -> tuple[Given, Form]:
-        """What the kernels take, when all matrices and tables are known."""
+    def form(self) -> Form:
+        """What decides the code, when all matrices are known."""
         call, watch, plan = self.call, self.call.watch, self.plan
-        self.table = self.tables.on(call.query.device)
         width, value_width = call.query.shape[-1], call.value.shape[-1]
         tf32 = call.query.is_cuda and torch.backends.cuda.matmul.allow_tf32
-        form = Form(
+        return Form(
             dtype=TYPES[call.query.dtype],
             stack=tl.int32 if self.deepest < 31 else tl.int64,
             program=tuple(self.program),
@@ -282,8 +287,7 @@ class Launch:
                     "width_block": _block(width),
                     "value_width": value_width,
                     "value_block": _block(value_width),
-                    "splits": plan.splits,
-                    "split": SPLIT_KEYS,
+                    "split": SPLIT_KEYS if plan.splits > 1 else 0,
                     "raw": False,
                     "lse_gradient": False,
                     "rows_shared": False,
@@ -291,7 +295,97 @@ class Launch:
                 }.items()
             },
         )
-        return self.given._replace(table=self.table.data_ptr()), form.but(**more)
+
+
+class Ready(NamedTuple):
+    """What kernels take of a call: its numbers, its matrices, and what `index` added."""
+
+    given: Given
+    form: Form
+    matrices: tuple[Matrix, ...]
+    own: tuple[int, ...]
+    programs: int  # blocks of rows
+    held: tuple[Any, ...]  # memory of the GPU that is named in them
+
+
+_made: OrderedDict[tuple[Any, ...], Ready] = OrderedDict()
+_making = Lock()
+
+
+def ready(
+    call: Call,
+    plan: Plan,
+    arrays: Sequence[Tensor],
+    index: Callable[[Launch], tuple[int, ...]] | None = None,
+    edges: Ints | None = None,
+    **more: Any,
+) -> Ready:
+    """A call and its arrays, made ready; `index` adds numbers of its own to the tables.
+
+    Where an earlier call differed in nothing but where its arrays lie, what it needed is taken.
+    """
+    key = None
+    if index is None and edges is None and call.dropout is None:
+        key = _key(call, plan, arrays, more)
+    with _making:
+        made = None if key is None else _made.pop(key, None)
+        if made is None:
+            launch = Launch(call, plan, edges)
+            matrices = tuple(launch.matrix(array) for array in arrays)
+            own = () if index is None else index(launch)
+            table = launch.tables.on(call.query.device)
+            given = launch.given._replace(table=table.data_ptr())
+            held = (table, *launch.kept)
+            form = launch.form().but(**more)
+            made = Ready(given, form, matrices, own, launch.programs(), held)
+        if key is not None:
+            _made[key] = made
+            if len(_made) > KEPT_READY:
+                _made.popitem(last=False)
+    given = made.given
+    if call.bias is not None:
+        given = given._replace(bias=given.bias._replace(address=call.bias.data_ptr()))
+    if call.sinks is not None:
+        given = given._replace(sinks=call.sinks.data_ptr())
+    pairs = zip(made.matrices, arrays, strict=True)
+    matrices = tuple(matrix._replace(address=x.data_ptr()) for matrix, x in pairs)
+    return made._replace(given=given, matrices=matrices)
+
+
+def _key(
+    call: Call, plan: Plan, arrays: Sequence[Tensor], more: dict[str, Any]
+) -> tuple[Any, ...] | None:
+    """All that decides what a call needs, but where its arrays lie; None when that is not known."""
+    try:
+        mask = _value(call.mask)
+    except _CanChangeError:
+        return None
+    device, watch, bias = call.query.device, call.watch, call.bias
+    stream = torch.cuda.current_stream(device).cuda_stream if device.type == "cuda" else 0
+    return (
+        (device.index, stream, call.query.dtype, torch.backends.cuda.matmul.allow_tf32),
+        (call.query.shape, call.key.shape, call.value.shape, plan, *more.items()),
+        tuple((x.shape, x.stride(), x.data_ptr() % 16 == 0) for x in arrays),
+        (call.scale, call.softcap, None if bias is None else bias.stride()),
+        None if call.sinks is None else call.sinks.stride(),
+        (watch.top, watch.entropy, watch.saturation, watch.distance),
+        mask,
+    )
+
+
+class _CanChangeError(Exception):
+    """A mask holds what is not a value: an array of the caller's, a function."""
+
+
+def _value(part: Any) -> Any:
+    """A mask, or a field of one, as a value that can be compared."""
+    if isinstance(part, Mask):
+        if type(part) not in (Causal, Window, Lengths, Documents, Prefix, Chunks, All, Any_):
+            raise _CanChangeError
+        return type(part), *map(_value, vars(part).values())
+    if isinstance(part, tuple):
+        return tuple(map(_value, part))
+    return (part.shape, part.tobytes()) if isinstance(part, np.ndarray) else part
 
 
 @dataclass(frozen=True)

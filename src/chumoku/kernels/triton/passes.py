@@ -15,7 +15,7 @@ from torch import Tensor
 
 from chumoku.kernels import Call
 from chumoku.kernels.triton import forward, totals
-from chumoku.kernels.triton.launch import Launch, Plan, plan_back, plan_of, rows_like
+from chumoku.kernels.triton.launch import Launch, Plan, plan_back, plan_of, ready, rows_like
 from chumoku.statistics import Statistics, Watch
 
 Ints = NDArray[np.int64]
@@ -84,22 +84,21 @@ def attend(call: Call) -> tuple[Tensor, dict[str, Any]]:
     plan, watch = plan_of(call), call.watch
     if watch.top > LISTED:
         watch = replace(watch, top=0)
-    launch = Launch(replace(call, watch=watch), plan)
+    if watch is not call.watch:
+        call = replace(call, watch=watch)
     output = rows_like(call.query, call.value.shape[-1])
     facts = _empty_facts(call, watch)
     arrays = (call.query, call.key, call.value, output)
-    matrices = [launch.matrix(array) for array in arrays]
-    given, form = launch.ready()
+    given, form, matrices, _, programs, held = ready(call, plan, arrays)
     at = Facts(**{fact: x.data_ptr() for fact, x in facts.items()})
-    rows = prod(call.query.shape[:-1]) * plan.splits if plan.splits > 1 else 0
-    wide = forward.FIELDS.value + form.value_block.value
-    held = [
-        call.query.new_empty(rows * wide, dtype=torch.float32),
-        call.query.new_empty(rows * form.slots.value, dtype=torch.float32),
-        call.query.new_empty(rows * form.slots.value, dtype=torch.int32),
-    ]
-    scratch = Scratch(*(x.data_ptr() for x in held))
-    programs = launch.programs()
+    scratch = Scratch()
+    if plan.splits > 1:
+        rows, slots = prod(call.query.shape[:-1]) * plan.splits, form.slots.value
+        wide = forward.FIELDS.value + form.value_block.value
+        sums = call.query.new_empty(rows * wide, dtype=torch.float32)
+        scores = call.query.new_empty(rows * slots if watch.top else 1, dtype=torch.float32)
+        names = torch.empty_like(scores, dtype=torch.int32)
+        scratch = Scratch(sums.data_ptr(), scores.data_ptr(), names.data_ptr())
     if programs:
         grid = (programs, plan.splits)
         forward.attend[grid](*matrices, given, at, scratch, form, **plan.told)
@@ -203,7 +202,7 @@ class Totals:
         kernel: Any,
         programs: int,
         found: tuple[Tensor, ...],
-        index: Callable[[Launch], tuple[int, ...]] = lambda _: (0,),
+        index: Callable[[Launch], tuple[int, ...]] | None = None,
         cut: Cut | None = None,
         **more: Any,
     ) -> None:
@@ -211,12 +210,11 @@ class Totals:
         if not programs:
             return
         plan, edges = cut or (self.plan, None)
-        launch = Launch(self.call, plan, edges)
-        q, k = launch.matrix(self.call.query), launch.matrix(self.call.key)
-        own = index(launch)
-        given, form = launch.ready(**more)
+        arrays = self.call.query, self.call.key
+        made = ready(self.call, plan, arrays, index, edges, **more)
         at = tuple(x.data_ptr() for x in found)
-        kernel[(programs,)](q, k, self.lse.data_ptr(), at, own, given, form, **plan.told)
+        lse, own = self.lse.data_ptr(), made.own or (0,)
+        kernel[(programs,)](*made.matrices, lse, at, own, made.given, made.form, **plan.told)
 
     def _empty(self, *sizes: int) -> Tensor:
         places = self.call.query.shape[:-2]
