@@ -28,11 +28,9 @@ def head_of(call, entry):
 
 
 @triton.jit
-def weighed(query, key, lse, call, where, i, j, row, column, FORM: tl.constexpr):
+def weighed(q, k, lse, call, where, i, j, row, column, FORM: tl.constexpr):
     """Weights (rows, keys) of queries i and keys j of one head, and which of them are visible."""
     b, h, kv = where
-    q = load_rows(call, query, b, h, i, row, FORM.width, FORM)
-    k = load_rows(call, key, b, kv, j, column, FORM.width, FORM)
     x, seen, slope = logits(q, k, call, b, h, i, j, row[:, None] & column[None, :], FORM, True)
     shift = scored(tl.where(lse == NONE, 0.0, lse), FORM)
     return tl.where(seen, power(x - shift[:, None], FORM), 0.0), seen
@@ -60,9 +58,10 @@ def receive(query, key, lse_of, found, index, call, FORM: tl.constexpr):
     """What each key receives of all rows of a head, and its share of those that see it."""
     blocks = tl.cdiv(call.keys, FORM.keys)
     where = head_of(call, tl.program_id(0) // blocks)
-    b, h, _ = where
+    b, h, kv = where
     j0 = tl.program_id(0) % blocks * FORM.keys
     j = j0 + tl.arange(0, FORM.keys)
+    k = load_rows(call, key, b, kv, j, j < call.keys, FORM.width, FORM)
     total = tl.zeros([FORM.keys], tl.float64)
     seers = tl.zeros([FORM.keys], tl.int64)
     first, last = blocks_of(call, b, j0, FORM)
@@ -70,7 +69,8 @@ def receive(query, key, lse_of, found, index, call, FORM: tl.constexpr):
         i = block * FORM.rows + tl.arange(0, FORM.rows)
         row = i < call.queries
         lse = tl.load(reals(lse_of) + (b * call.heads + h) * call.queries + i, mask=row, other=0)
-        p, seen = weighed(query, key, lse, call, where, i, j, row, j < call.keys, FORM)
+        q = load_rows(call, query, b, h, i, row, FORM.width, FORM)
+        p, seen = weighed(q, k, lse, call, where, i, j, row, j < call.keys, FORM)
         total += tl.sum(p, 0).to(tl.float64)
         seers += tl.sum(seen.to(tl.int32), 0)
     at = (b * call.heads + h) * call.keys + j
@@ -86,7 +86,7 @@ def pool(query, key, lse_of, found, cells, call, FORM: tl.constexpr):
     parts, number = tl.cdiv(width, CELLS), tl.program_id(0)
     column, band = number % parts * CELLS + tl.arange(0, CELLS), number // parts % height
     where = head_of(call, number // parts // height)
-    b, h, _ = where
+    b, h, kv = where
     top = (band.to(tl.int64) * call.queries // height).to(tl.int32)
     bottom = ((band + 1).to(tl.int64) * call.queries // height).to(tl.int32)
     edges = column.to(tl.int64) * call.keys // width
@@ -99,9 +99,11 @@ def pool(query, key, lse_of, found, cells, call, FORM: tl.constexpr):
         i = i0 + tl.arange(0, FORM.rows)
         at = (b * call.heads + h) * call.queries + i
         lse = tl.load(reals(lse_of) + at, mask=i < bottom, other=0)
+        q = load_rows(call, query, b, h, i, i < bottom, FORM.width, FORM)
         for j0 in range(left, right, FORM.keys):
             j = j0 + tl.arange(0, FORM.keys)
-            p, seen = weighed(query, key, lse, call, where, i, j, i < bottom, j < right, FORM)
+            k = load_rows(call, key, b, kv, j, j < right, FORM.width, FORM)
+            p, seen = weighed(q, k, lse, call, where, i, j, i < bottom, j < right, FORM)
             # The cell in which key j lies.
             cell = ((j.to(tl.int64) + 1) * width - 1) // call.keys
             own = cell[:, None] == column[None, :]
@@ -123,17 +125,19 @@ def collect(query, key, lse_of, found, groups, call, FORM: tl.constexpr):
     name = number % parts * GROUPS + tl.arange(0, GROUPS)
     block = number // parts % blocks
     where = head_of(call, number // parts // blocks)
-    b, h, _ = where
+    b, h, kv = where
     i = block * FORM.rows + tl.arange(0, FORM.rows)
     row = i < call.queries
     at = (b * call.heads + h) * call.queries + i
     lse = tl.load(reals(lse_of) + at, mask=row, other=0)
+    q = load_rows(call, query, b, h, i, row, FORM.width, FORM)
     mass = tl.zeros([FORM.rows, GROUPS], tl.float32)
     limits = table(call) + call.ranges + (b % call.ranges_of * blocks + block) * 4
     first, last = tl.load(limits).to(tl.int32), tl.load(limits + 3).to(tl.int32)
     for j0 in range(first // FORM.keys * FORM.keys, last, FORM.keys):
         j = j0 + tl.arange(0, FORM.keys)
-        p, seen = weighed(query, key, lse, call, where, i, j, row, j < call.keys, FORM)
+        k = load_rows(call, key, b, kv, j, j < call.keys, FORM.width, FORM)
+        p, seen = weighed(q, k, lse, call, where, i, j, row, j < call.keys, FORM)
         group = tl.load(table(call) + groups[0] + j, mask=j < call.keys, other=-1)
         one = (group[:, None] == name[None, :]).to(tl.float32)
         mass = tl.dot(p, one, mass, input_precision="ieee")
@@ -156,12 +160,12 @@ def block_of(query, key, lse_of, found, index, call, FORM: tl.constexpr):
     j = tl.load(table(call) + index[2] + c, mask=column, other=0).to(tl.int32)
     at = (b * call.heads + h) * rows + r
     there = row[:, None] & column[None, :]
+    q = load_rows(call, query, b, h, i, row, FORM.width, FORM)
+    k = load_rows(call, key, b, kv, j, column, FORM.width, FORM)
     if FORM.raw:
-        q = load_rows(call, query, b, h, i, row, FORM.width, FORM)
-        k = load_rows(call, key, b, kv, j, column, FORM.width, FORM)
         x, seen, slope = logits(q, k, call, b, h, i, j, there, FORM, True)
         block = nats(x, FORM)
     else:
         lse = tl.load(reals(lse_of) + at, mask=row, other=0)
-        block, seen = weighed(query, key, lse, call, where, i, j, row, column, FORM)
+        block, seen = weighed(q, k, lse, call, where, i, j, row, column, FORM)
     tl.store(reals(found[0]) + (at * keys)[:, None] + c[None, :], block, mask=there)
