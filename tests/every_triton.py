@@ -15,7 +15,7 @@ from on_gpu import IN_INTERPRETER, KERNEL
 
 pytestmark = [
     pytest.mark.parametrize("kernel", [KERNEL], ids=["triton"]),
-    pytest.mark.filterwarnings("ignore::RuntimeWarning:triton"),
+    pytest.mark.filterwarnings("ignore:.* encountered:RuntimeWarning"),
 ]
 
 # They call attention() by the kernel's name, with NumPy's arrays.

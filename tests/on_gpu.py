@@ -57,6 +57,8 @@ class OnTensors:
         return replace(call, **{name: tensor(getattr(call, name)) for name in names})
 
     def refuses(self, call: Call) -> str | None:
+        if IN_INTERPRETER and dtype_name(call.query.dtype) == "bfloat16":
+            return "Triton's interpreter multiplies bfloat16 wrongly"
         return self.kernel.refuses(self._call(call))
 
     def run(self, call: Call) -> tuple[Any, Statistics]:
