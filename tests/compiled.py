@@ -2,7 +2,8 @@
 
 python tests/compiled.py [forward seeing top decoding ...]: for each kernel
 its shared memory, products on tensor cores (wgmma), copies of 16 bytes that are fetched ahead
-(cp.async), loads of single numbers of 16 bits, registers and spilled bytes. As JSON with --json.
+(cp.async), loads of single numbers of 16 bits, subtractions that were not fused with a product,
+registers and spilled bytes. As JSON with --json.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ from triton.runtime.jit import JITFunction
 
 from chumoku.dropout import Dropout
 from chumoku.kernels import KERNELS, Call, Upstream
-from chumoku.mask import Causal, Documents, Lengths
+from chumoku.mask import Causal, Custom, Documents, Lengths
 from chumoku.statistics import Watch
 
 KERNEL = next(kernel for kernel in KERNELS if kernel.name == "triton")
@@ -86,6 +87,9 @@ def compile_all(case: str, width: int, dtype: torch.dtype) -> None:
     elif case == "masked":
         cells = torch.ones((4096, 4096), dtype=torch.bool)
         KERNEL.run(replace(call, mask=(Causal() & Lengths(3000)) | cells))
+    elif case == "function":
+        ask = Custom(lambda b, h, i, j: i >= j)
+        KERNEL.run(replace(call_of(dtype, 2, 512, 512, width), mask=ask | (ask & Lengths(300))))
     else:
         rows, bias_shape = torch.empty(call.query.shape[:-1]), ()
         given = (call.query, call.query, rows)
@@ -105,7 +109,17 @@ def compile_all(case: str, width: int, dtype: torch.dtype) -> None:
         KERNEL.backward(call, Upstream(*given, bias_shape=bias_shape))
 
 
-CASES = ("forward", "seeing", "top", "decoding", "masked", "totals", "backward", "options")
+CASES = (
+    "forward",
+    "seeing",
+    "top",
+    "decoding",
+    "masked",
+    "function",
+    "totals",
+    "backward",
+    "options",
+)
 
 
 def main() -> None:
@@ -132,6 +146,7 @@ def main() -> None:
                 "wgmma": ptx.count("wgmma.mma_async"),
                 "fetched": ptx.count("cp.async.cg.shared"),
                 "single": len(re.findall(r"ld\.global\S*\.b16", ptx)),
+                "subtracted": len(re.findall(r"\bsub\.(?:rn\.)?(?:ftz\.)?f32", ptx)),
                 "registers": used,
                 "spilled": spilled,
             }

@@ -193,6 +193,30 @@ def test_gradients_of_what_is_hidden():
             assert mine is theirs is None or mine.tobytes() == theirs.tobytes()
 
 
+def test_gradients_of_sinks_without_keys():
+    sinks = np.array([0.5, 1], np.float32)
+    made = call(*Case((1, 2, 3, 4), (1, 1, 0, 4), 2).arrays(), sinks=sinks)
+    ones = np.ones((1, 2, 3), np.float32)
+    for more in ({"lse_gradient": ones}, {"entropy_gradient": ones}):
+        assert_gradients(KERNEL, made, upstream_of(made, **more))
+
+
+def test_dropout_that_leaves_nothing():
+    """A rate so near to 1 that every random number drops; and 0, which drops none."""
+    arrays = FEW.arrays()
+    output, _ = KERNEL.run(call(*arrays, dropout=Dropout(1 - 2**-40, 1)))
+    assert (output == 0).all()
+    assert_close(KERNEL, call(*arrays, dropout=Dropout(0.0, 1)))
+
+
+def test_masks_of_many_parts():
+    many = Window(5, 5)
+    for left in range(12):
+        many = (many | Window(left, 0)) & Prefix(30 + left)
+    assert_close(KERNEL, call(*FEW.arrays(), mask=many, watch=EVERYTHING))
+    assert_close(KERNEL, call(*FEW.arrays(), mask=many & Causal()))
+
+
 # Through attention() and the operators
 
 
@@ -252,6 +276,16 @@ def test_boolean_tensors_stay_where_they_are(gpu, joined):
         chumoku.mask.Shape((2,), 2, 9, 40), np.arange(3), np.arange(4)
     )
     assert np.array_equal(asked, np.broadcast_to(cells[:, :, :3, :4], (2, 2, 3, 4)))
+
+
+def test_a_function_may_call_attention(gpu):
+    def function(b, h, i, j):
+        attention(*tensors(), mask=Causal())
+        return i + b * h >= j - 31
+
+    found = attention(*tensors(), mask=Custom(function))
+    mask = Custom(lambda b, h, i, j: i + b * h >= j - 31)
+    assert np.abs(host(found) - attention(*FEW.arrays(), mask=mask)).max() < 1e-5
 
 
 def test_numbers_of_masks_may_be_tensors(gpu):
@@ -370,6 +404,9 @@ def test_tensors_in_two_places_are_refused(monkeypatch):
         UnavailableError, match="value: got a tensor on meta, expected a PyTorch te"
     ):
         attention(k, k, away)
+    cells = torch.ones((1, 5, 5), dtype=torch.bool, device="meta")
+    with pytest.raises(UnavailableError, match="mask: got a tensor on meta, expected a PyTorch te"):
+        attention(k, k, k, mask=Causal() & Cells(cells))
 
 
 def test_numpy_arrays_are_not_for_it():
@@ -438,6 +475,10 @@ def test_it_compiles_for_a_gpu_that_is_not_there():
     command = [sys.executable, "tests/compiled.py", "--json", "seeing", "decoding", "backward"]
     done = subprocess.run(command, capture_output=True, text=True, cwd=run.ROOT)
     assert done.returncode == 0, done.stderr
+    seeing = json.loads(done.stdout)[0]
+    # One of 32 for each of a thread's scores, in four walks: a product fused with a subtraction
+    # leaves something of the largest score less itself.
+    assert seeing["subtracted"] >= 4 * 32, seeing
     found = {one["kernel"]: one for one in json.loads(done.stdout)}
     assert found.keys() >= {"attend", "join", "pull", "back_to_queries", "back_to_keys"}
     for one in found.values():

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from chumoku.arrays import POSITIONS, Guest, any_array, dtype_name
+from chumoku.arrays import BOOLEANS, POSITIONS, Guest, any_array, dtype_name
 from chumoku.checks import real, shown
 from chumoku.dropout import Dropout
 from chumoku.errors import InvalidArgumentError, InvalidTypeError, UnavailableError
@@ -139,10 +139,12 @@ def check(
 
 
 def _reachable(guest: Guest, mask: Mask) -> None:
-    """Refuse booleans on a GPU for a call in main memory."""
+    """Refuse booleans on another device than the query's; those in main memory can be sent."""
     if isinstance(mask, (All, Any_)):
         for part in mask.parts:
             _reachable(guest, part)
+    elif isinstance(mask, Cells) and not isinstance(mask.array, np.ndarray) and guest.on_gpu:
+        guest.array("mask", mask.array, BOOLEANS)
     elif isinstance(mask, Cells) and not isinstance(mask.array, np.ndarray) and not guest.on_gpu:
         got = f"a tensor on {mask.array.device}"
         raise UnavailableError(

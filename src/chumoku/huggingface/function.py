@@ -123,7 +123,7 @@ def _heads_inside(output: Tensor, layer: torch.nn.Module) -> Tensor:
         if max(silenced) >= output.shape[1]:
             expected = f"heads from 0 to {output.shape[1] - 1}"
             raise InvalidArgumentError("without", f"head {max(silenced)}", expected)
-        heard = torch.ones(output.shape[1], dtype=output.dtype)
+        heard = output.new_ones(output.shape[1])
         heard[list(silenced)] = 0
         output = output * heard[:, None, None]
     return output.transpose(1, 2).contiguous()
@@ -189,9 +189,11 @@ def _selected(mask: Any, indices: Tensor, keys: int) -> Any:
         chosen = chosen.scatter(-1, columns, True)[:, None, :, :keys]
         return chosen if mask is None else chosen & mask
 
+    host = columns.cpu()
+
     def function(b: Any, h: Any, i: Any, j: Any) -> Any:
         del h
-        rows = columns[torch.from_numpy(b.reshape(-1, 1)), torch.from_numpy(i.reshape(1, -1))]
+        rows = host[torch.from_numpy(b.reshape(-1, 1)), torch.from_numpy(i.reshape(1, -1))]
         allowed = torch.zeros((*rows.shape[:2], keys + 1), dtype=torch.bool)
         allowed.scatter_(-1, rows, True)
         return allowed[:, None, :, torch.from_numpy(j.reshape(-1))].numpy()

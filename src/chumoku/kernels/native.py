@@ -14,13 +14,10 @@ from chumoku.arrays import dtype_name
 from chumoku.kernels import Gradients
 from chumoku.mask import (
     FARTHEST,
-    All,
-    Any_,
     Asked,
     Band,
     Boolean,
     Causal,
-    Custom,
     Equal,
     Joined,
     Lowered,
@@ -527,7 +524,7 @@ def _node(call: Call, lowered: Lowered, rows: Ints) -> tuple[Any, ...]:
 
 def _slabs(call: Call, rows: Ints) -> Iterator[Ints]:
     """The rows, in parts for which the answers of a Custom mask can be held as bits."""
-    if call.mask is None or not _asks(call.mask):
+    if call.mask is None or not call.mask.asks():
         yield rows
         return
     shape = call.shape
@@ -535,9 +532,3 @@ def _slabs(call: Call, rows: Ints) -> Iterator[Ints]:
     height = max(64, height)
     for first in range(0, max(1, rows.size), height):
         yield rows[first : first + height]
-
-
-def _asks(mask: Mask) -> bool:
-    if isinstance(mask, (All, Any_)):
-        return any(_asks(part) for part in mask.parts)
-    return isinstance(mask, Custom)

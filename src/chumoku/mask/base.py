@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import reduce
+from math import prod
 from operator import and_, or_
 from typing import Any, ClassVar
 
 import numpy as np
+from numpy.typing import NDArray
 
 from chumoku.arrays import BOOLEANS, any_array
 from chumoku.checks import shown
@@ -18,6 +20,9 @@ from chumoku.mask.shape import Bools, Ints, Shape, broadcast
 # Reading a mask goes one call deeper for each & inside a | and each | inside an &, in the kernels
 # for every row. Masks made by people have two or three; a nest without bounds would end the stack.
 MAX_NEST = 32
+
+# A mask is asked for so many scores at a time when its answers are held as bits.
+ASKED_SCORES = 2**20
 
 # Longer arrays and longer joins are named, not written out.
 _SHORT = 8
@@ -44,6 +49,33 @@ class Mask:
     def lower(self, shape: Shape) -> Lowered:
         """The form that kernels walk."""
         raise NotImplementedError
+
+    def asks(self) -> bool:
+        """Whether `allowed` calls a function of the caller's."""
+        return False
+
+    def bits(self, shape: Shape, rows: Ints) -> NDArray[np.uint64]:
+        """The answers for these rows, one bit for each key: (*batch, heads, rows, words).
+
+        Axes that are answered alike have stride 0.
+        """
+        words = -(-shape.keys // 64)
+        bits = np.zeros((*(1,) * (len(shape.batch) + 1), rows.size, 8 * words), np.uint8)
+        height = max(1, ASKED_SCORES // max(1, prod(shape.batch) * shape.heads * shape.keys))
+        for top in range(0, rows.size, height):
+            for left in range(0, shape.keys, ASKED_SCORES):
+                keys = np.arange(left, min(left + ASKED_SCORES, shape.keys))
+                answer = self.allowed(shape, rows[top : top + height], keys)
+                # Batch entries and heads that are answered alike are held once.
+                alike = [slice(0, 1) if step == 0 else slice(None) for step in answer.strides[:-2]]
+                packed = np.packbits(answer[tuple(alike)], axis=-1, bitorder="little")
+                places = np.broadcast_shapes(bits.shape[:-2], packed.shape[:-2])
+                if places != bits.shape[:-2]:
+                    bits = np.broadcast_to(bits, (*places, *bits.shape[-2:])).copy()
+                first = left // 8
+                bits[..., top : top + height, first : first + packed.shape[-1]] = packed
+        whole = (*shape.batch, shape.heads, rows.size, words)
+        return np.broadcast_to(bits.view(np.uint64), whole)
 
     def refine(self, shape: Shape) -> Shape:
         """What this mask tells its neighbours in an `&` about the valid lengths."""
@@ -148,6 +180,9 @@ class _Join(Mask):
             raise InvalidArgumentError("mask", got, f"{MAX_NEST} deep at most", cure)
         object.__setattr__(self, "parts", parts)
         object.__setattr__(self, "_nest", nest)
+
+    def asks(self) -> bool:
+        return any(part.asks() for part in self.parts)
 
     def __repr__(self) -> str:
         shorter = self.parts if len(self.parts) <= _SHORT else self.parts[: _SHORT // 2]

@@ -10,7 +10,7 @@ import numpy as np
 from chumoku.mask.shape import Bools, Ints, Shape, broadcast
 
 if TYPE_CHECKING:
-    from chumoku.mask.values import Custom
+    from chumoku.mask.base import Mask
 
 # Rows whose visible keys fall into more runs than this are compared key by key instead
 # (Equal): the lists of runs would grow with queries x keys.
@@ -65,7 +65,7 @@ class Boolean:
 class Asked:
     """A mask whose `allowed` is to be asked block by block."""
 
-    mask: Custom
+    mask: Mask
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from math import prod
 from typing import Any, Literal
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 
 from chumoku.arrays import array_of
 from chumoku.checks import shown, whole
@@ -16,9 +16,6 @@ from chumoku.errors import InvalidArgumentError, InvalidTypeError
 from chumoku.mask.base import All, Any_, Cells, Mask
 from chumoku.mask.lowered import Asked, Lowered, Runs, band, documents, flat
 from chumoku.mask.shape import FARTHEST, Bools, Ints, Shape, broadcast
-
-# A function is asked for so many scores at a time.
-ASKED_SCORES = 2**20
 
 
 def _integers(argument: str, values: Any, least: int = -(2**63), most: int = 2**63 - 1) -> Ints:
@@ -316,28 +313,8 @@ class Custom(Mask):
             raise InvalidTypeError("function", f"{answer.dtype} from the mask function", "booleans")
         return broadcast(answer, (*shape.batch, shape.heads, rows.size, keys.size), "function")
 
-    def bits(self, shape: Shape, rows: Ints) -> NDArray[np.uint64]:
-        """The answers for these rows, one bit for each key: (*batch, heads, rows, words).
-
-        Axes that are answered alike have stride 0.
-        """
-        words = -(-shape.keys // 64)
-        bits = np.zeros((*(1,) * (len(shape.batch) + 1), rows.size, 8 * words), np.uint8)
-        height = max(1, ASKED_SCORES // max(1, prod(shape.batch) * shape.heads * shape.keys))
-        for top in range(0, rows.size, height):
-            for left in range(0, shape.keys, ASKED_SCORES):
-                keys = np.arange(left, min(left + ASKED_SCORES, shape.keys))
-                answer = self.allowed(shape, rows[top : top + height], keys)
-                # Batch entries and heads that are answered alike are held once.
-                alike = [slice(0, 1) if step == 0 else slice(None) for step in answer.strides[:-2]]
-                packed = np.packbits(answer[tuple(alike)], axis=-1, bitorder="little")
-                places = np.broadcast_shapes(bits.shape[:-2], packed.shape[:-2])
-                if places != bits.shape[:-2]:
-                    bits = np.broadcast_to(bits, (*places, *bits.shape[-2:])).copy()
-                first = left // 8
-                bits[..., top : top + height, first : first + packed.shape[-1]] = packed
-        whole = (*shape.batch, shape.heads, rows.size, words)
-        return np.broadcast_to(bits.view(np.uint64), whole)
+    def asks(self) -> bool:
+        return True
 
     def lower(self, shape: Shape) -> Lowered:
         return Asked(self)

@@ -170,7 +170,7 @@ def _weights(q: Tensor, k: Tensor, options: dict[str, Any], dropout: Any) -> Ten
     kept = dropout.kept(
         tuple(q.shape[:1]), q.shape[1], *(torch.arange(x.shape[-2]).numpy() for x in (q, k))
     )
-    dropped: Tensor = matrix * torch.from_numpy(kept) / (1 - dropout.rate)
+    dropped: Tensor = matrix * torch.from_numpy(kept).to(q.device) / (1 - dropout.rate)
     return dropped
 
 

@@ -57,14 +57,20 @@ class Asked(NamedTuple):
 
 
 _LIBRARY: Any = torch.library.Library("chumoku", "DEF")  # type: ignore[no-untyped-call]
+# A call sends tables to its GPU: it cannot be part of a CUDA graph.
+_TAGS = tuple(
+    getattr(torch.Tag, name) for name in ("cudagraph_unsafe",) if hasattr(torch.Tag, name)
+)
 _LIBRARY.define(
     f"attention(Tensor query, Tensor key, Tensor value, {_OPTIONS}, {_WATCH}, str name) -> "
-    f"({', '.join(['Tensor'] * (1 + len(_FACTS)))})"
+    f"({', '.join(['Tensor'] * (1 + len(_FACTS)))})",
+    tags=_TAGS,
 )
 _LIBRARY.define(
     "attention_backward(Tensor output_gradient, Tensor? lse_gradient, Tensor? entropy_gradient, "
     f"Tensor query, Tensor key, Tensor value, Tensor output, Tensor lse, {_OPTIONS}) -> "
-    "(Tensor, Tensor, Tensor, Tensor, Tensor)"
+    "(Tensor, Tensor, Tensor, Tensor, Tensor)",
+    tags=_TAGS,
 )
 
 

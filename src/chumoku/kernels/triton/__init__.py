@@ -17,8 +17,8 @@ from chumoku.statistics import Statistics
 name = "triton"
 
 WIDEST = 256
-# Positions are counted in 32 bits.
-LONGEST = 2**30
+# Sums of positions are counted in 32 bits.
+LONGEST = 2**29
 
 
 def refuses(call: Call) -> str | None:
@@ -32,6 +32,8 @@ def refuses(call: Call) -> str | None:
     length = max(call.shape.queries * call.group, call.shape.keys)
     if length > LONGEST:
         return f"it counts queries and keys up to {LONGEST:,}, not {length:,}"
+    if call.query.is_cuda and torch.cuda.is_current_stream_capturing():
+        return "it sends tables to the GPU, which a CUDA graph that is being captured forbids"
     return None
 
 

@@ -284,7 +284,7 @@ def limits_of(call, b, number, split, FORM: tl.constexpr):
 @triton.jit
 def attend(query, key, value, output, call, facts, scratch, FORM: tl.constexpr):
     """All keys of some rows, finished; or one split of them, kept until `join`."""
-    number, split = tl.program_id(0), tl.program_id(1)
+    number, split = tl.program_id(0) // call.splits, tl.program_id(0) % call.splits
     row = rows_of(call, number, FORM)
     b, h, _, i, inside = row
     q = load_rows(call, query, b, h, i, inside, FORM.width, FORM)
@@ -299,7 +299,7 @@ def attend(query, key, value, output, call, facts, scratch, FORM: tl.constexpr):
         state = walked(empty(FORM), q, arrays, call, row, first, last, FORM, True, True)
     if FORM.split > 0:
         at = (b * call.heads + h) * call.queries + i
-        keep(state, scratch, at * tl.num_programs(1) + split, inside, FORM)
+        keep(state, scratch, at * call.splits + split, inside, FORM)
     else:
         finish(state, output, facts, call, row, FORM)
 

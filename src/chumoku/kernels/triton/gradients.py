@@ -43,6 +43,10 @@ def backward(call: Call, upstream: Upstream) -> Gradients:
     if lse.numel() == 0 or call.shape.keys == 0:
         for gradient in found.values():
             gradient.zero_()
+        if "lse_gradient" in facts:
+            facts["pull"] += facts["lse_gradient"]
+        if twist is not None and call.sinks is not None:
+            facts["pull"] -= twist * facts["sink_weight"]
     else:
         given |= {"gradient": upstream.gradient, "output": facts.pop("output")}
         _pull_back(call, given, found, d_bias, facts)

@@ -47,8 +47,13 @@ TYPES = {torch.float32: tl.float32, torch.float16: tl.float16, torch.bfloat16: t
 # no code of its own.
 ALIGNED = 16
 
-# What so many calls need stays ready, those that came last.
+# What so many calls need stays ready, those that came last; masks of longer arrays, in bytes, are
+# read anew.
 KEPT_READY = 64
+COMPARED = 2**18
+
+# Masks of more parts are read as bits: the compiler takes minutes for some thirty.
+MOST_PARTS = 8
 
 # Rows of all heads that share a key head are computed together, where they are so few.
 PACKED_ROWS = 64
@@ -164,14 +169,15 @@ class Launch:
         self.flat = True
         shape = call.shape
         lowered = None if call.mask is None else call.mask.lower(shape)
-        if lowered is not None:
-            self._add(lowered)
+        if call.mask is not None and lowered is not None:
+            self._add(Asked(call.mask) if _parts(call.mask) > MOST_PARTS else lowered)
         if edges is None:
             edges = np.append(np.arange(0, shape.queries, plan.rows), shape.queries)
         found = ranges(lowered, shape, edges)
         offset = np.broadcast_to(position_offset(call.mask, shape), shape.batch)
         dropout = call.dropout
         seed, rate = (0, 0.0) if dropout is None else (dropout.seed, dropout.rate)
+        last = round(rate * 2**32) - 1  # the last random number that drops a weight
         bits = call.bias is None and call.softcap is None and abs(call.scale) < 2.0**126
         self.given = Given(
             table=0,
@@ -181,7 +187,7 @@ class Launch:
             bias=Matrix(0, 0, 0, 0, 0) if call.bias is None else self.matrix(call.bias, False),
             sinks=0 if call.sinks is None else call.sinks.data_ptr(),
             sinks_step=0 if call.sinks is None else call.sinks.stride(0),
-            dropout=self.tables.add([round(rate * 2**32), seed & 0xFFFFFFFF, seed >> 32]),
+            dropout=self.tables.add([last, seed & 0xFFFFFFFF, seed >> 32]),
             dropout_factor=1 / (1 - rate),
             positions=self.tables.add(offset),
             leaves=self.tables.add(np.array(self.leaves, np.int64)),
@@ -193,7 +199,7 @@ class Launch:
             keys=shape.keys,
             splits=plan.splits,
         )
-        self.bits = bits
+        self.bits, self.drops = bits, last >= 0
 
     def _add(self, lowered: Lowered) -> None:
         """A lowered mask as a program: leaves, each with eight numbers, and joins behind them."""
@@ -259,7 +265,6 @@ class Launch:
         """What decides the code, when all matrices are known."""
         call, watch, plan = self.call, self.call.watch, self.plan
         width, value_width = call.query.shape[-1], call.value.shape[-1]
-        tf32 = call.query.is_cuda and torch.backends.cuda.matmul.allow_tf32
         return Form(
             dtype=TYPES[call.query.dtype],
             stack=tl.int32 if self.deepest < 31 else tl.int64,
@@ -269,12 +274,12 @@ class Launch:
                 for name, value in {
                     "flat": self.flat,
                     "bits": self.bits,
-                    "precision": "tf32" if tf32 else "ieee",
+                    "precision": _precision(call),
                     "masked": bool(self.program),
                     "softcap": call.softcap is not None,
                     "bias": call.bias is not None,
                     "sinks": call.sinks is not None,
-                    "dropout": call.dropout is not None,
+                    "dropout": self.drops,
                     "entropy": watch.entropy,
                     "saturation": watch.saturation,
                     "distance": watch.distance,
@@ -329,16 +334,17 @@ def ready(
         key = _key(call, plan, arrays, more)
     with _making:
         made = None if key is None else _made.pop(key, None)
-        if made is None:
-            launch = Launch(call, plan, edges)
-            matrices = tuple(launch.matrix(array) for array in arrays)
-            own = () if index is None else index(launch)
-            table = launch.tables.on(call.query.device)
-            given = launch.given._replace(table=table.data_ptr())
-            held = (table, *launch.kept)
-            form = launch.form().but(**more)
-            made = Ready(given, form, matrices, own, launch.programs(), held)
-        if key is not None:
+    if made is None:
+        launch = Launch(call, plan, edges)
+        matrices = tuple(launch.matrix(array) for array in arrays)
+        own = () if index is None else index(launch)
+        table = launch.tables.on(call.query.device)
+        given = launch.given._replace(table=table.data_ptr())
+        held = (table, *launch.kept)
+        form = launch.form().but(**more)
+        made = Ready(given, form, matrices, own, launch.programs(), held)
+    if key is not None:
+        with _making:
             _made[key] = made
             if len(_made) > KEPT_READY:
                 _made.popitem(last=False)
@@ -358,12 +364,12 @@ def _key(
     """All that decides what a call needs, but where its arrays lie; None when that is not known."""
     try:
         mask = _value(call.mask)
-    except _CanChangeError:
+    except _NoValueError:
         return None
     device, watch, bias = call.query.device, call.watch, call.bias
     stream = torch.cuda.current_stream(device).cuda_stream if device.type == "cuda" else 0
     return (
-        (device.index, stream, call.query.dtype, torch.backends.cuda.matmul.allow_tf32),
+        (device.index, stream, call.query.dtype, _precision(call)),
         (call.query.shape, call.key.shape, call.value.shape, plan, *more.items()),
         tuple((x.shape, x.stride(), x.data_ptr() % 16 == 0) for x in arrays),
         (call.scale, call.softcap, None if bias is None else bias.stride()),
@@ -373,19 +379,38 @@ def _key(
     )
 
 
-class _CanChangeError(Exception):
-    """A mask holds what is not a value: an array of the caller's, a function."""
+class _NoValueError(Exception):
+    """A mask holds an array of the caller's, a function, or more than is worth comparing."""
 
 
 def _value(part: Any) -> Any:
     """A mask, or a field of one, as a value that can be compared."""
     if isinstance(part, Mask):
         if type(part) not in (Causal, Window, Lengths, Documents, Prefix, Chunks, All, Any_):
-            raise _CanChangeError
+            raise _NoValueError
         return type(part), *map(_value, vars(part).values())
     if isinstance(part, tuple):
         return tuple(map(_value, part))
-    return (part.shape, part.tobytes()) if isinstance(part, np.ndarray) else part
+    if isinstance(part, np.ndarray):
+        if part.nbytes > COMPARED:
+            raise _NoValueError
+        return part.shape, part.tobytes()
+    return part
+
+
+def _precision(call: Call) -> str:
+    """How products of float32 are computed: as PyTorch's own are, by its newer setting or older."""
+    if call.query.dtype != torch.float32 or not call.query.is_cuda:
+        return "ieee"
+    settings: Any = torch.backends.cuda.matmul
+    if hasattr(settings, "fp32_precision"):
+        return "tf32" if settings.fp32_precision == "tf32" else "ieee"
+    return "tf32" if settings.allow_tf32 else "ieee"
+
+
+def _parts(mask: Mask) -> int:
+    """How many masks are joined in one."""
+    return sum(map(_parts, mask.parts)) if isinstance(mask, (All, Any_)) else 1
 
 
 @dataclass(frozen=True)
@@ -432,7 +457,11 @@ BACKWARD_FLOAT32 = {
 def _plan(plans: dict[int, Plan], call: Call) -> Plan:
     """The one for the widths of a call."""
     width = max(call.query.shape[-1], call.value.shape[-1])
-    return next(plan for most, plan in plans.items() if width <= most)
+    plan = next(plan for most, plan in plans.items() if width <= most)
+    if call.mask is not None and (call.mask.asks() or _parts(call.mask) > MOST_PARTS):
+        # Bits that are fetched ahead need more memory than there is beside keys and values.
+        plan = replace(plan, rows=min(64, plan.rows), keys=32, num_stages=1)
+    return plan
 
 
 def plan_of(call: Call) -> Plan:
@@ -446,7 +475,8 @@ def plan_of(call: Call) -> Plan:
     splits = -(-keys // SPLIT_KEYS) if keys >= 2 * SPLIT_KEYS else 1
     tall = max(16, int(triton.next_power_of_2(max(1, rows))))
     few = plan.num_warps if tall * plan.keys > 2048 else 4
-    return replace(plan, rows=tall, packed=True, splits=splits, num_warps=few, num_stages=3)
+    stages = 3 if plan.num_stages > 1 else 1
+    return replace(plan, rows=tall, packed=True, splits=splits, num_warps=few, num_stages=stages)
 
 
 def plan_back(call: Call) -> Plan:

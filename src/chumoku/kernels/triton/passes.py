@@ -100,8 +100,7 @@ def attend(call: Call) -> tuple[Tensor, dict[str, Any]]:
         names = torch.empty_like(scores, dtype=torch.int32)
         scratch = Scratch(sums.data_ptr(), scores.data_ptr(), names.data_ptr())
     if programs:
-        grid = (programs, plan.splits)
-        forward.attend[grid](*matrices, given, at, scratch, form, **plan.told)
+        forward.attend[(programs * plan.splits,)](*matrices, given, at, scratch, form, **plan.told)
         if plan.splits > 1:
             forward.join[(programs,)](matrices[-1], given, at, scratch, form, **plan.told)
     return output, facts

@@ -81,9 +81,8 @@ def cells(call, array, b, h, i, BLOCK: tl.constexpr, FORM: tl.constexpr):
         row = tl.multiple_of(h * array.head + i * array.row, unit)
         return base + row[:, None] + c[None, :]
     else:
-        return (
-            base + start + (h * array.head + i * array.row)[:, None] + (c * array.column)[None, :]
-        )
+        column = c.to(tl.int64) * array.column
+        return base + start + (h * array.head + i * array.row)[:, None] + column[None, :]
 
 
 @triton.jit
@@ -112,12 +111,14 @@ def logits(q, k, call, b, h, i, j, inside, FORM: tl.constexpr, MASKED: tl.conste
 
     `inside` is which of them exist; where all do and no mask applies, MASKED is false.
     """
-    x = tl.dot(q, tl.trans(k), input_precision=FORM.precision) * call.scale
+    # By fma, so that what is taken off later is not fused with it: a score has the same bits in
+    # every tile, and the largest less itself is 0.
+    x = tl.fma(tl.dot(q, tl.trans(k), input_precision=FORM.precision), call.scale, 0.0)
     slope = x
     seen = inside
     if FORM.softcap:
         bent = tanh(x / call.softcap)
-        x = call.softcap * bent
+        x = tl.fma(bent, call.softcap, 0.0)
         slope = 1 - bent * bent
     if FORM.bias:
         at = call.bias.address.to(tl.int64).to(tl.pointer_type(FORM.dtype))
@@ -179,7 +180,7 @@ def kept(call, b, h, i, j, FORM: tl.constexpr):
     c2 = (h + tl.zeros_like(i)).to(tl.uint32)[:, None] + zero
     c3 = b.to(tl.uint32) + zero
     drawn = table(call) + call.dropout
-    threshold = tl.load(drawn).to(tl.uint32)
+    last = tl.load(drawn).to(tl.uint32)
     k0 = tl.load(drawn + 1).to(tl.uint32)
     k1 = tl.load(drawn + 2).to(tl.uint32)
     for _ in tl.static_range(10):
@@ -195,4 +196,4 @@ def kept(call, b, h, i, j, FORM: tl.constexpr):
         k1 = k1 + 0xBB67AE85
     lane = (j & 3)[None, :]
     word = tl.where(lane == 0, c0, tl.where(lane == 1, c1, tl.where(lane == 2, c2, c3)))
-    return word >= threshold
+    return word > last
