@@ -38,7 +38,11 @@ Call = Callable[[], Any]
 
 
 def built() -> None:
-    """Makes chumoku importable here: as it is, or compiled into a folder of its own."""
+    """Makes chumoku importable here: as it is, or compiled into a folder of its own.
+
+    That asks for g++ and the packages scikit-build-core, nanobind and nanobind-backend; a machine
+    without a network needs the last of them as a wheel.
+    """
     try:
         import chumoku  # noqa: F401
     except ImportError:
@@ -98,15 +102,23 @@ class Bench:
                 self.once(call, 1)
                 many[name] = max(1, min(200, int(MILLISECONDS / max(self.once(call, 2), 1e-3))))
             except Exception as error:  # a peer's own errors are of every kind
-                text = str(error).strip().split("\n")[0][:100]
-                print(f"    {name}: {type(error).__name__}: {text}", flush=True)
                 if name.startswith("chumoku"):
-                    self.found["failed"].append(f"{name}: {text}")
+                    self.failed(name, error)
+                else:
+                    print(f"    {name}: {str(error).strip().split(chr(10))[0][:100]}", flush=True)
         rounds: dict[str, list[float]] = {name: [] for name in many}
         for turn in range(self.options.rounds):
             for name in many if turn % 2 else reversed(many):
                 rounds[name].append(self.once(calls[name], many[name]))
         return {name: statistics.median(spent) for name, spent in rounds.items()}
+
+    def failed(self, what: str, error: Exception) -> None:
+        """Notes what went wrong; the run goes on, unless the GPU cannot."""
+        text = str(error).strip().split("\n")[0][:100]
+        print(f"    {what}: {type(error).__name__}: {text}", flush=True)
+        self.found["failed"].append(f"{what}: {text}")
+        if "illegal" in text or "unspecified launch" in text:
+            raise error
 
     def row(self, part: str, case: str, **facts: Any) -> None:
         """Notes one row of the table."""
@@ -153,7 +165,9 @@ class Bench:
                 top = exact_top(q, k, 8)
                 named = float((seen.top_keys == top).float().mean())
                 case = f"{str(dtype)[6:]} {queries} x {keys} x {width}"
-                ok = worst <= 1.3 and same and named > 0.98
+                # Errors of float32 are so small that the order of the sums decides.
+                most = 3 if dtype == torch.float32 else 1.3
+                ok = worst <= most and same and named > 0.98
                 if not ok:
                     self.found["failed"].append(f"check {case}")
                 facts = {"error / PyTorch's": worst, "same bits": same, "top keys": named}
@@ -182,7 +196,9 @@ class Bench:
                 check=False,
             )
             told = done.stdout.strip().split("\n")[-1][:100]
-            if done.returncode:
+            if "not supported" in done.stdout:
+                told = "this GPU is not for it"
+            elif done.returncode:
                 self.found["failed"].append(f"{tool}: {told}")
                 print(done.stdout[-3000:], done.stderr[-1000:], flush=True)
             self.row("sanitize", tool, exit=done.returncode, told=told)
@@ -199,7 +215,8 @@ class Bench:
         for width, length, causal in self.shapes():
             batch, heads = max(1, self.options.tokens // length), MODEL // width
             q, k, v = self.arrays(*[(batch, heads, length, width)] * 3)
-            calls = contenders(self.torch, causal, length, self.options.peers)
+            peers = [p for p in self.options.peers if p != "flex" or length in self.options.flex]
+            calls = contenders(self.torch, causal, length, peers)
             if backward:
                 given = self.torch.randn_like(q)
                 train = self.gradients
@@ -243,8 +260,19 @@ class Bench:
             base = spent["chumoku"]
             found = {name: t / base for name, t in spent.items() if name != "chumoku"}
             both = spent.get("chumoku, both", base)
-            found["held / both"] = spent.get("weights held", 0.0) / both
+            if "weights held" in spent:
+                found["held / both"] = spent["weights held"] / both
             self.row("seeing", f"{width} x {length} causal", ms=base, **found)
+
+    def busy(self, call: Call, times: int = 20) -> float:
+        """Milliseconds for which the GPU is busy in one call: a short one waits for the host."""
+        torch = self.torch
+        if self.device.type != "cuda":
+            return self.once(call, 1)
+        with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profile:
+            self.once(call, times)
+        spent = sum(event.self_device_time_total for event in profile.key_averages())
+        return float(spent) / times / 1e3
 
     def decode(self) -> None:
         """One query over a cache, in GB/s beside a copy's, which reads and writes."""
@@ -262,9 +290,11 @@ class Bench:
                 spent = self.times(calls)
                 if "chumoku" not in spent:
                     continue
-                rate = read / spent["chumoku"] / 1e6
-                facts = {"us": 1e3 * spent["chumoku"], "GB/s": rate, "of copy": rate / self.bytes}
-                facts |= {"x sdpa": spent["sdpa"] / spent["chumoku"]} if "sdpa" in spent else {}
+                busy = {name: self.busy(calls[name]) for name in spent}
+                rate = read / busy["chumoku"] / 1e6
+                facts = {"us": 1e3 * spent["chumoku"], "GPU us": 1e3 * busy["chumoku"]}
+                facts |= {"GB/s": rate, "of copy": rate / self.bytes}
+                facts |= {"x sdpa": busy["sdpa"] / busy["chumoku"]} if "sdpa" in busy else {}
                 self.row("decode", f"{batch} x 32/8 x {length}", **facts)
 
 
@@ -333,6 +363,7 @@ def contenders(torch: Any, causal: bool, length: int, names: list[str]) -> dict[
     if "flex" in names:
         from torch.nn.attention.flex_attention import create_block_mask, flex_attention
 
+        torch._dynamo.reset()  # it compiles eight shapes, and no more
         compiled = torch.compile(flex_attention, dynamic=False)
         block = None
         if causal:
@@ -401,6 +432,7 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("--widths", type=listed(int), default=[64, 128, 256])
     parser.add_argument("--lengths", type=listed(int), default=[512, 2048, 8192, 32768])
     parser.add_argument("--peers", type=listed(str), default=["flash", "cudnn", "flex"])
+    parser.add_argument("--flex", type=listed(int), default=[8192], help="its lengths: it compiles")
     parser.add_argument("--tokens", type=int, default=TOKENS, help="in a batch")
     parser.add_argument("--rounds", type=int, default=ROUNDS)
     parser.add_argument("--save", metavar="NAME", help="write benchmarks/results/NAME.json")
@@ -441,7 +473,10 @@ def main(arguments: list[str]) -> int:
     }
     try:
         for part in options.parts:
-            parts[part]()
+            try:
+                parts[part]()
+            except Exception as error:  # what is known so far is told all the same
+                bench.failed(part, error)
     finally:
         table(bench)
         if options.save:

@@ -1,7 +1,7 @@
 """Every case of test_kernels.py and test_backward.py for the Triton kernel, on demand.
 
 On a GPU: pytest tests/every_triton.py. In Triton's interpreter: python3 run.py test --extended
-triton, which takes a quarter of an hour. Cases that the kernel refuses are skipped in its words;
+triton, which takes half an hour. Cases that the kernel refuses are skipped in its words;
 bfloat16 in the interpreter too, which multiplies it wrongly.
 """
 
