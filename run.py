@@ -37,7 +37,7 @@ VENV = ROOT / ".venv"
 TRASH = ROOT / ".venv.trash"
 
 CHUMOKU_COMMANDS = ("look", "explain", "trap", "heads", "info")
-GIGABYTES_NEEDED = {"look": 0.6, "dev": 4.5}
+GIGABYTES_NEEDED = {"look": 0.6, "dev": 5.2}
 
 # The import is inside the try: Ctrl-C while NumPy loads must give no traceback either.
 LAUNCH = """

@@ -305,11 +305,6 @@ class Strided(NamedTuple):
     shape: tuple[int, ...]
     strides: tuple[int, ...]
 
-    @property
-    def dtype(self) -> Any:
-        """That of the tensor."""
-        return self.base.dtype
-
     def stride(self) -> tuple[int, ...]:
         """In numbers, as a tensor's."""
         return self.strides
@@ -317,10 +312,6 @@ class Strided(NamedTuple):
     def data_ptr(self) -> int:
         """Where the first number lies."""
         return int(self.base.data_ptr())
-
-    def element_size(self) -> int:
-        """Bytes of a number."""
-        return int(self.base.element_size())
 
     def expand(self, shape: tuple[int, ...]) -> Strided:
         """Broadcast to a shape, as a tensor is."""

@@ -40,11 +40,9 @@ MOST = 2**60
 
 def choose(call: Call, name: str | None) -> Kernel:
     """The kernel asked for, or the first that can; a refusal is raised, never worked around."""
-    *names, last = (repr(kernel.name) for kernel in KERNELS)
-    named = f"{', '.join(names)} or {last}" if names else last
     if name is not None:
         if not isinstance(name, str):
-            raise InvalidTypeError("kernel", shown(name), named)
+            raise InvalidTypeError("kernel", shown(name), _names())
         for kernel in KERNELS:
             if kernel.name == name:
                 reason = kernel.refuses(call)
@@ -56,7 +54,7 @@ def choose(call: Call, name: str | None) -> Kernel:
                     expected="a call that it can serve",
                     cure="Leave kernel= out to let chumoku choose.",
                 )
-        raise InvalidArgumentError("kernel", shown(name), named)
+        raise InvalidArgumentError("kernel", shown(name), _names())
     reasons = []
     for kernel in KERNELS:
         reason = kernel.refuses(call)
@@ -76,6 +74,12 @@ def choose(call: Call, name: str | None) -> Kernel:
         if isinstance(call.query, np.ndarray)
         else "Copy the tensors with .cpu(): in main memory every call can be served.",
     )
+
+
+def _names() -> str:
+    """The kernels that there are."""
+    *names, last = (repr(kernel.name) for kernel in KERNELS)
+    return f"{', '.join(names)} or {last}" if names else last
 
 
 # Checking
@@ -143,9 +147,11 @@ def _reachable(guest: Guest, mask: Mask) -> None:
     if isinstance(mask, (All, Any_)):
         for part in mask.parts:
             _reachable(guest, part)
-    elif isinstance(mask, Cells) and not isinstance(mask.array, np.ndarray) and guest.on_gpu:
+    elif not isinstance(mask, Cells) or isinstance(mask.array, np.ndarray):
+        return
+    elif guest.on_gpu:
         guest.array("mask", mask.array, BOOLEANS)
-    elif isinstance(mask, Cells) and not isinstance(mask.array, np.ndarray) and not guest.on_gpu:
+    else:
         got = f"a tensor on {mask.array.device}"
         raise UnavailableError(
             "mask", got, "one in main memory, as the query", "Move it with .cpu()."

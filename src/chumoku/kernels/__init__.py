@@ -52,6 +52,14 @@ class Call:
         return int(self.query.shape[-3] // max(1, self.key.shape[-3]))
 
     @property
+    def row_facts(self) -> list[str]:
+        """The facts that have one number for each query."""
+        watch, names = self.watch, ["lse", "max_logit"]
+        names += ["sink_weight"] * (self.sinks is not None)
+        names += ["entropy"] * watch.entropy + ["saturation", "flow"] * watch.saturation
+        return names + ["distance"] * watch.distance
+
+    @property
     def scores(self) -> int:
         """How many numbers the matrix of scores would hold."""
         return int(np.prod(self.query.shape[:-1], dtype=np.int64)) * int(self.key.shape[-2])

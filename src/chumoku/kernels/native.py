@@ -370,11 +370,7 @@ def _real(call: Call) -> np.dtype[Any]:
 def _empty_facts(call: Call) -> dict[str, Reals]:
     """Memory for the facts of each row that are watched."""
     watch, places, real = call.watch, call.query.shape[:-1], _real(call)
-    names = ["lse", "max_logit"]
-    names += ["sink_weight"] * (call.sinks is not None)
-    names += ["entropy"] * watch.entropy + ["saturation", "flow"] * watch.saturation
-    names += ["distance"] * watch.distance
-    facts: dict[str, Reals] = {fact: _empty(places, real) for fact in names}
+    facts: dict[str, Reals] = {fact: _empty(places, real) for fact in call.row_facts}
     groups = _groups(call)
     if groups is not None and groups <= KEPT_GROUPS:
         facts["group_mass"] = _empty((*places, groups), real)

@@ -165,7 +165,6 @@ class Launch:
         self.program: list[int] = []
         self.leaves: list[list[int]] = []
         self.depth = self.deepest = 0
-        self.matrices: dict[str, Matrix] = {}
         self.flat = True
         shape = call.shape
         lowered = None if call.mask is None else call.mask.lower(shape)

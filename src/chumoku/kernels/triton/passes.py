@@ -108,12 +108,8 @@ def attend(call: Call) -> tuple[Tensor, dict[str, Any]]:
 
 def _empty_facts(call: Call, watch: Watch) -> dict[str, Any]:
     """Memory for the facts of each row that are watched."""
-    names = ["lse", "max_logit"]
-    names += ["sink_weight"] * (call.sinks is not None)
-    names += ["entropy"] * watch.entropy + ["saturation", "flow"] * watch.saturation
-    names += ["distance"] * watch.distance
     places = call.query.shape[:-1]
-    facts = {fact: call.query.new_empty(places, dtype=torch.float32) for fact in names}
+    facts = {fact: call.query.new_empty(places, dtype=torch.float32) for fact in call.row_facts}
     if watch.top:
         lists = (*places, watch.top)
         facts["top_keys"] = call.query.new_empty(lists, dtype=torch.int64)
@@ -141,8 +137,8 @@ class Totals:
         queries, count = self.call.shape.queries, int(groups.max(initial=-1)) + 1
         found = self._empty(queries, count)
         blocks = -(-queries // self.plan.rows) * -(-count // totals.GROUPS.value)
-        named = lambda launch: (launch.tables.add(groups), count)  # noqa: E731
-        self._go(totals.collect, self.heads * blocks, (found,), named)
+        programs = self.heads * blocks
+        self._go(totals.collect, programs, (found,), lambda made: (made.tables.add(groups), count))
         return found
 
     def picture(self, rows: int, columns: int) -> tuple[Tensor, Tensor]:
