@@ -171,7 +171,7 @@ def test_cxx_is_the_compiler_when_it_is_set(bare: Path, monkeypatch: pytest.Monk
 
 def test_a_small_disk_stops_before_the_download(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(run.shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(9, 9, 0))
-    with pytest.raises(run.Stop, match=r"0\.0 GB are free.*needs 4\.5 GB"):
+    with pytest.raises(run.Stop, match=r"0\.0 GB are free.*needs 5\.2 GB"):
         run.check_disk(["look", "dev"])
 
 
